@@ -72,6 +72,8 @@ const (
 const (
 	// FinReceived on ack, attach and attached: all bytes and the peer's fin are held.
 	FinReceived uint8 = 1 << 0
+	// AckWanted on data: the sender has no room left and waits for an ack.
+	AckWanted uint8 = 1 << 1
 	// Optional on an unknown type: skip it.
 	Optional uint8 = 1 << 7
 )

@@ -3,6 +3,7 @@ package grant
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/postern-zt/postern/proto/ids"
@@ -36,13 +37,35 @@ type App struct {
 // lower one is refused.
 //
 // Fields (proto/tlv): 1! constraints version  2! connector id  3! site id  4! version
-// 5! app *, where an app is 1! id  2 name  3! target *  4! gateway, and a target is
-// network(1) first(2) last(2) base(2) host.
+// 5! app *  6! network *, where an app is 1! id  2 name  3! target *  4! gateway, a target
+// is network(1) first(2) last(2) base(2) host, and a network is address(4 or 16) bits(1).
 type Assignment struct {
 	Connector ids.ConnectorID
 	Site      ids.SiteID
 	Version   uint64
 	Apps      []App
+	// Networks is where names of targets may resolve to; a target given as an address
+	// stands for itself. Empty means: no name resolves anywhere.
+	Networks []netip.Prefix
+}
+
+// Permits reports whether the connector may dial addr for target t: t's own literal
+// address, or for a name an address inside Networks. Loopback, link-local and multicast
+// addresses are never reached through a name.
+func (a *Assignment) Permits(t Target, addr netip.Addr) bool {
+	addr = addr.Unmap()
+	if lit, err := netip.ParseAddr(t.Host); err == nil {
+		return lit.Unmap() == addr
+	}
+	if !addr.IsValid() || addr.IsLoopback() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified() {
+		return false
+	}
+	for _, p := range a.Networks {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
 }
 
 // Find returns the app with the given id.
@@ -75,6 +98,9 @@ func SealAssignment(s *seal.Signer, a *Assignment) []byte {
 	w.PutUint(4, true, a.Version)
 	for _, app := range a.Apps {
 		w.Put(5, true, app.encode())
+	}
+	for _, p := range a.Networks {
+		w.Put(6, true, append(p.Addr().AsSlice(), byte(p.Bits())))
 	}
 	return s.Seal(seal.Assignment, w.Bytes())
 }
@@ -121,6 +147,8 @@ func OpenAssignment(keys seal.Keys, envelope []byte) (*Assignment, error) {
 			a.Version = d.uint()
 		case 5:
 			a.Apps = append(a.Apps, d.app())
+		case 6:
+			a.Networks = append(a.Networks, d.prefix())
 		default:
 			d.unknown()
 		}
@@ -162,6 +190,20 @@ func (d *decoder) app() App {
 		d.fail(n.err)
 	}
 	return a
+}
+
+func (d *decoder) prefix() netip.Prefix {
+	v := d.f.Value
+	if len(v) == 0 {
+		d.fail(fmt.Errorf("%w: empty network", tlv.ErrBadValue))
+		return netip.Prefix{}
+	}
+	addr, ok := netip.AddrFromSlice(v[:len(v)-1])
+	p := netip.PrefixFrom(addr, int(v[len(v)-1]))
+	if !ok || !p.IsValid() || p != p.Masked() {
+		d.fail(fmt.Errorf("%w: malformed network", tlv.ErrBadValue))
+	}
+	return p
 }
 
 func (d *decoder) target() Target {

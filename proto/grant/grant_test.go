@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"flag"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +59,32 @@ func sampleAssignment() *Assignment {
 			{Ports: Ports{TCP, 80, 80}, Host: "10.0.0.5", Base: 8080},
 			{Ports: Ports{UDP, 5000, 5010}, Host: "dns.internal", Base: 6000},
 		}}},
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")},
+	}
+}
+
+func TestPermits(t *testing.T) {
+	a := sampleAssignment()
+	a.Networks = append(a.Networks, netip.MustParsePrefix("0.0.0.0/0"))
+	literal, name := Target{Host: "127.0.0.1"}, Target{Host: "db.internal"}
+	for addr, want := range map[string][2]bool{
+		"127.0.0.1":        {true, false},
+		"::ffff:127.0.0.1": {true, false},
+		"10.1.2.3":         {false, true},
+		"fd00::7":          {false, true},
+		"2001:db8::1":      {false, false},
+		"169.254.169.254":  {false, false},
+		"224.0.0.1":        {false, false},
+		"0.0.0.0":          {false, false},
+	} {
+		ip := netip.MustParseAddr(addr)
+		if got := [2]bool{a.Permits(literal, ip), a.Permits(name, ip)}; got != want {
+			t.Errorf("Permits(%s) = %v, want %v", addr, got, want)
+		}
+	}
+	a.Networks = nil
+	if a.Permits(name, netip.MustParseAddr("10.1.2.3")) {
+		t.Error("a name resolves without any network")
 	}
 }
 
@@ -80,7 +107,7 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(sampleAssignment(), a); d != "" {
+	if d := cmp.Diff(sampleAssignment(), a, cmp.Comparer(func(x, y netip.Prefix) bool { return x == y })); d != "" {
 		t.Errorf("assignment (-want +got):\n%s", d)
 	}
 }
