@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"os"
 
-	wgtun "golang.zx2c4.com/wireguard/tun"
 	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
 )
 
 const devicePath = "/dev/net/tun"
