@@ -101,14 +101,16 @@ func userDarwin(role Role, environ []string) (Set, error) {
 // values.
 func userXDG(role Role, environ []string) (Set, error) {
 	home := value(environ, "HOME")
+	missing := false
 	xdg := func(name, rest string) string {
 		if v := value(environ, name); strings.HasPrefix(v, "/") {
 			return v
 		}
+		missing = missing || !strings.HasPrefix(home, "/")
 		return home + rest
 	}
 	config, state := xdg("XDG_CONFIG_HOME", "/.config"), xdg("XDG_STATE_HOME", "/.local/state")
-	if !strings.HasPrefix(home, "/") && (!strings.HasPrefix(config, "/") || !strings.HasPrefix(state, "/")) {
+	if missing {
 		return Set{}, ErrNoHome
 	}
 	r := string(role)
