@@ -1,0 +1,158 @@
+package grants
+
+import (
+	"slices"
+	"time"
+
+	"github.com/postern-zt/postern/proto/grant"
+	"github.com/postern-zt/postern/proto/ids"
+)
+
+const (
+	// maxListed is how many revocations one statement carries: 500 of at most 100 bytes fit
+	// into an envelope of 64 KiB.
+	maxListed = 500
+	// maxRaise bounds how far ahead of ours a connector's sequence may be: as many
+	// revocations as could have been lost with a full disk, and some.
+	maxRaise = 1 << 20
+)
+
+// peer is what the ledger knows of one connector.
+type peer struct {
+	acked    uint64    // revocations that the connector holds
+	sequence uint64    // of the last statement
+	promised time.Time // Until of the last complete statement since it attached
+}
+
+// Applied is what a connector says it holds when it attaches: the epoch, the highest
+// statement sequence it saw and the revocations that it has in memory, all of them up to
+// Revoked. A connector that lost its list says 0.
+type Applied struct {
+	Epoch     uint64
+	Statement uint64
+	Revoked   uint64
+}
+
+// Attach begins the statements to a connector anew from what it holds. If it knows a higher
+// sequence than the ledger, because the last revocations before a crash found the disk full,
+// the ledger goes on from there: a connector refuses lower numbers.
+func (l *Ledger) Attach(id ids.ConnectorID, a Applied) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a.Epoch != l.epoch {
+		a = Applied{}
+	}
+	if a.Revoked > l.last && a.Revoked-l.last <= maxRaise {
+		l.last = a.Revoked
+	}
+	l.peers[id] = &peer{acked: min(a.Revoked, l.last), sequence: a.Statement}
+}
+
+// Detach forgets a connector.
+func (l *Ledger) Detach(id ids.ConnectorID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.peers, id)
+}
+
+// Acknowledge notes that a connector applied all revocations up to sequence.
+func (l *Ledger) Acknowledge(id ids.ConnectorID, sequence uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.peerLocked(id)
+	p.acked = max(p.acked, min(sequence, l.last))
+}
+
+func (l *Ledger) peerLocked(id ids.ConnectorID) *peer {
+	p, ok := l.peers[id]
+	if !ok {
+		p = &peer{}
+		l.peers[id] = p
+	}
+	return p
+}
+
+// Unacknowledged returns the connectors that must hear of the revocation with this sequence
+// and have not acknowledged it.
+func (l *Ledger) Unacknowledged(sequence uint64) []ids.ConnectorID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at, ok := slices.BinarySearchFunc(l.revs, sequence, bySequence)
+	if !ok {
+		return nil
+	}
+	var out []ids.ConnectorID
+	for _, c := range l.revs[at].Connectors {
+		if p := l.peers[c]; p == nil || p.acked < sequence {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// Statements returns the signed news to a connector, to be sent in this order: all grants
+// issued to it hold for a lease, except those ended by the listed revocations, of which it
+// hears only those that concern it. When they are too many for one message, those before the
+// last repeat the promise made last and extend nothing, so that no lease runs on a list that
+// is not complete.
+func (l *Ledger) Statements(id ids.ConnectorID, now time.Time) [][]byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.peerLocked(id)
+	news := l.newsLocked(id, p.acked)
+	from := p.acked
+	var out [][]byte
+	for len(news) > maxListed {
+		part := news[:maxListed]
+		news = news[maxListed:]
+		st := l.statementLocked(id, p, now)
+		st.From, st.Revoked, st.Revocations = from, part[maxListed-1].Sequence, part
+		st.Until = later(p.promised, now.Add(tick))
+		out = append(out, grant.SealStatement(l.cfg.Signer, st))
+		from = st.Revoked
+	}
+	st := l.statementLocked(id, p, now)
+	st.From, st.Revoked, st.Revocations = from, l.last, news
+	st.Until = now.Add(l.cfg.Lease)
+	p.promised = st.Until
+	return append(out, grant.SealStatement(l.cfg.Signer, st))
+}
+
+// statementLocked returns a statement with the next sequence. Sequences follow the clock, so
+// that they go up over a restart of the broker without a write per statement.
+func (l *Ledger) statementLocked(id ids.ConnectorID, p *peer, now time.Time) *grant.Statement {
+	p.sequence = max(p.sequence+1, uint64(max(now.UnixMilli(), 0)))
+	return &grant.Statement{
+		Connector: id, Epoch: l.epoch, Sequence: p.sequence, Time: now, VoidBefore: l.voidLocked(),
+	}
+}
+
+// newsLocked returns the revocations after acked that concern the connector.
+func (l *Ledger) newsLocked(id ids.ConnectorID, acked uint64) []grant.Revocation {
+	var out []grant.Revocation
+	first, _ := slices.BinarySearchFunc(l.revs, acked+1, bySequence)
+	for _, r := range l.revs[first:] {
+		if _, concerned := slices.BinarySearch(r.Connectors, id); concerned && r.Target.Kind != everything {
+			out = append(out, r.wire())
+		}
+	}
+	return out
+}
+
+// voidLocked returns the time before which each grant is void: behind the last revocation of
+// everything.
+func (l *Ledger) voidLocked() time.Time {
+	for i := len(l.revs) - 1; i >= 0; i-- {
+		if l.revs[i].Target.Kind == everything {
+			return l.revs[i].At.Add(tick)
+		}
+	}
+	return time.Time{}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
