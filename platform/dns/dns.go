@@ -11,10 +11,12 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // Config is the whole wanted state.
@@ -64,9 +66,6 @@ type Status struct {
 type HostConfig struct {
 	// ResolvConf is the file of the last rung; empty means /etc/resolv.conf.
 	ResolvConf string
-	// StateDir keeps the original while ours is in place, so that it can be
-	// restored after a crash; empty means /var/lib/postern/client.
-	StateDir string
 	// BusAddress is the D-Bus address; empty means the system bus. "none" leaves
 	// out the rung of systemd-resolved.
 	BusAddress string
@@ -79,6 +78,90 @@ type Host struct {
 	log *slog.Logger
 
 	mu     sync.Mutex // one change at a time
-	want   Config     // guarded by mu
+	want   Config     // zero: nothing is set; guarded by mu
 	status Status     // guarded by mu
+}
+
+// New checks cfg. It does not touch the host.
+func New(cfg HostConfig) (*Host, error) {
+	if cfg.Log == nil {
+		return nil, errors.New("log: not set")
+	}
+	if cfg.ResolvConf == "" {
+		cfg.ResolvConf = "/etc/resolv.conf"
+	}
+	return &Host{cfg: cfg, log: cfg.Log.With("component", "dns")}, nil
+}
+
+// Status returns what is in place now.
+func (h *Host) Status() Status {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.status
+}
+
+// Set makes the host ask cfg.Server for cfg.Domains, by the first rung that works.
+// After an error Check and Run try again; CleanUp ends that.
+func (h *Host) Set(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.setLocked(ctx, cfg)
+}
+
+func (h *Host) setLocked(ctx context.Context, cfg Config) error {
+	h.want = cfg
+	status, err := h.climb(ctx, cfg)
+	if err != nil {
+		h.status = Status{}
+		return err
+	}
+	if status.Rung != h.status.Rung {
+		h.log.Info("host resolver set", "rung", string(status.Rung))
+	}
+	h.status = status
+	return nil
+}
+
+// CleanUp gives the host's own configuration back. It may be called at any time,
+// also by a process that did not call Set: that is how the leftovers of a killed
+// one are found. iface may be gone.
+func (h *Host) CleanUp(ctx context.Context, iface string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.want, h.status = Config{}, Status{}
+	return h.restore(ctx, iface)
+}
+
+// Check puts our configuration back when somebody else has overwritten it. Run
+// calls it; it does nothing before Set.
+func (h *Host) Check(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.want.Interface == "" || h.inPlace(ctx) {
+		return nil
+	}
+	return h.setLocked(ctx, h.want)
+}
+
+// checkInterval is how long others' changes go unnoticed. Reading one small file
+// costs nothing, and works where a watch does not (bind mounts in containers).
+const checkInterval = 5 * time.Second
+
+// Run keeps our configuration in place until ctx ends. It does not clean up.
+func (h *Host) Run(ctx context.Context) error {
+	ticker := time.NewTicker(checkInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			if err := h.Check(ctx); err != nil && ctx.Err() == nil {
+				h.log.Warn("host resolver not set", "error", err)
+			}
+		}
+	}
 }
