@@ -207,7 +207,7 @@ func (d *Directory) CreateLocal(ctx context.Context, login, name, mail string) (
 	if u.Name == "" {
 		u.Name = u.Login
 	}
-	if err := u.validate(); err != nil {
+	if err := CheckLocal(u.Login, u.Name, u.Mail); err != nil {
 		return User{}, err
 	}
 	return u, d.store.CreateUser(ctx, u)
@@ -241,8 +241,8 @@ func (d *Directory) createExternal(ctx context.Context, issuer ids.IssuerID, sub
 		ID: ids.New[ids.UserID](), Issuer: issuer, Subject: subject,
 		CreatedAt: d.now(), UpdatedAt: d.now(),
 	}
-	p.applyTo(&u)
-	if err := u.validateExternal(); err != nil {
+	p.applyTo(&u) // texts of a Profile are within the limits already
+	if err := checkText("subject", subject, 1, maxSubject); err != nil {
 		return User{}, err
 	}
 	err := d.store.CreateUser(ctx, u)

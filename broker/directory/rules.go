@@ -17,21 +17,15 @@ const (
 	maxGroupName = 200
 )
 
-func (u User) validate() error {
-	if err := checkLogin(u.Login); err != nil {
+// CheckLocal reports whether a local user may have these values.
+func CheckLocal(login, name, mail string) error {
+	if err := checkLogin(login); err != nil {
 		return err
 	}
-	return u.validateExternal()
-}
-
-func (u User) validateExternal() error {
-	if err := checkText("subject", u.Subject, 1, maxSubject); err != nil {
+	if err := checkText("name", name, 0, maxName); err != nil {
 		return err
 	}
-	if err := checkText("name", u.Name, 0, maxName); err != nil {
-		return err
-	}
-	return checkText("mail", u.Mail, 0, maxMail)
+	return checkText("mail", mail, 0, maxMail)
 }
 
 // checkLogin allows letters, digits and . _ - @ +, so that a login is unambiguous in a

@@ -1,0 +1,232 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/postern-zt/postern/broker/directory"
+)
+
+// maxFirstUsers bounds the list on the set-up page: a team; more come by other ways.
+const maxFirstUsers = 100
+
+// setupForm is what the owner fills in.
+type setupForm struct {
+	Code, Login, Name, Mail, Suffix, People string
+}
+
+// invitation is one line of the page after the set-up.
+type invitation struct {
+	Name, Login string
+	Link        string
+	Code        string
+	Error       string
+}
+
+// setupDone is shown once: the codes are stored as hashes only.
+type setupDone struct {
+	Login       string
+	InviteURL   string
+	Invitations []invitation
+}
+
+func (s *Service) serveSetup(w http.ResponseWriter, r *http.Request) {
+	s.show(w, r, "setup", page{Title: "Set up Postern", Data: setupForm{}})
+}
+
+// postSetup makes the bearer of the owner code an owner. The code is taken only when the rest
+// of the form is good, so a mistyped password does not cost it.
+func (s *Service) postSetup(w http.ResponseWriter, r *http.Request) {
+	f := setupForm{
+		Code: r.PostForm.Get("code"), Login: strings.ToLower(strings.TrimSpace(r.PostForm.Get("login"))),
+		Name: r.PostForm.Get("name"), Mail: r.PostForm.Get("mail"),
+		Suffix: strings.ToLower(strings.Trim(strings.TrimSpace(r.PostForm.Get("suffix")), ".")), People: r.PostForm.Get("people"),
+	}
+	done, err := s.setup(r, f)
+	if text, ok := formError(err); ok {
+		s.show(w, r, "setup", page{Title: "Set up Postern", Data: f, Error: text, status: http.StatusBadRequest})
+		return
+	}
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.show(w, r, "setup_done", page{Title: "Postern is set up", Data: done})
+}
+
+func (s *Service) setup(r *http.Request, f setupForm) (setupDone, error) {
+	ctx := r.Context()
+	password, err := newPassword(r, f.Login)
+	if err != nil {
+		return setupDone{}, err
+	}
+	if err := checkSuffix(f.Suffix); err != nil {
+		return setupDone{}, err
+	}
+	people, err := parsePeople(f.People)
+	if err != nil {
+		return setupDone{}, err
+	}
+	if err := s.takeCode(r, kindOwner, f.Code, func(Record) error { return s.checkOwnerLogin(ctx, f) }); err != nil {
+		return setupDone{}, err
+	}
+	if err := s.makeOwner(ctx, f, password); err != nil {
+		return setupDone{}, err
+	}
+	if f.Suffix != "" {
+		if err := s.cfg.Settings.SetNameSuffix(ctx, f.Suffix); err != nil {
+			return setupDone{}, fmt.Errorf("set name suffix: %w", err)
+		}
+	}
+	return setupDone{Login: f.Login, InviteURL: s.Issuer() + invitePath, Invitations: s.inviteAll(ctx, people)}, nil
+}
+
+// takeCode takes a one-time code after ready agrees. Wrong codes count as guesses.
+func (s *Service) takeCode(r *http.Request, kind Kind, typed string, ready func(Record) error) error {
+	ctx, address := r.Context(), addressKey(remoteAddr(r))
+	if s.throttle.shut(s.now(), address) {
+		return ErrCode
+	}
+	code := parseCode(typed)
+	rec, err := s.live(s.store.Record(ctx, kind, hashKey(code.Reveal())))
+	if errors.Is(err, ErrNotFound) || code.IsZero() {
+		s.throttle.failed(s.now(), address)
+		return ErrCode
+	}
+	if err != nil {
+		return err
+	}
+	if err := ready(rec); err != nil {
+		return err
+	}
+	if _, err = s.store.TakeRecord(ctx, kind, rec.Key); errors.Is(err, ErrNotFound) {
+		return ErrCode
+	}
+	return err
+}
+
+// checkOwnerLogin finds problems before the code is spent.
+func (s *Service) checkOwnerLogin(ctx context.Context, f setupForm) error {
+	if err := directory.CheckLocal(f.Login, f.Name, f.Mail); err != nil {
+		return err
+	}
+	_, err := s.dir.UserByLogin(ctx, f.Login)
+	if errors.Is(err, directory.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// makeOwner creates the owner, or gives a local user with this login the role, a new
+// password and access again: this is also the way back in after "recover".
+func (s *Service) makeOwner(ctx context.Context, f setupForm, password Secret) error {
+	u, err := s.dir.UserByLogin(ctx, f.Login)
+	if errors.Is(err, directory.ErrNotFound) {
+		u, err = s.dir.CreateLocal(ctx, f.Login, f.Name, f.Mail)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := s.dir.Enable(ctx, u.ID); err != nil {
+		return err
+	}
+	if _, err := s.dir.SetRole(ctx, u.ID, directory.RoleOwner); err != nil {
+		return err
+	}
+	s.throttle.succeeded(accountKey(f.Login))
+	return s.SetPassword(ctx, u.ID, password)
+}
+
+// person is one line of the list of first users.
+type person struct{ login, name, mail string }
+
+// parsePeople reads "login", "login mail" or "login Full Name mail", one person per line.
+func parsePeople(text string) ([]person, error) {
+	var people []person
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		p := person{login: fields[0]}
+		rest := fields[1:]
+		if n := len(rest); n > 0 && strings.Contains(rest[n-1], "@") {
+			p.mail, rest = strings.Trim(rest[n-1], "<>"), rest[:n-1]
+		}
+		p.name = strings.Join(rest, " ")
+		people = append(people, p)
+	}
+	if len(people) > maxFirstUsers {
+		return nil, fmt.Errorf("%w: at most %d people at once", directory.ErrInvalid, maxFirstUsers)
+	}
+	return people, nil
+}
+
+// inviteAll creates what can be created; the page names what could not.
+func (s *Service) inviteAll(ctx context.Context, people []person) []invitation {
+	var list []invitation
+	for _, p := range people {
+		u, code, err := s.CreateUser(ctx, p.login, p.name, p.mail)
+		if err != nil {
+			text, ok := formError(err)
+			if !ok {
+				s.log.ErrorContext(ctx, "first user not created", "error", err)
+				text = "could not be created, see the broker's log"
+			}
+			list = append(list, invitation{Login: p.login, Error: text})
+			continue
+		}
+		list = append(list, invitation{
+			Name: u.Name, Login: u.Login, Link: s.InviteLink(code).Reveal(), Code: code.Reveal(),
+		})
+	}
+	return list
+}
+
+// checkSuffix accepts an empty suffix or a domain name.
+func checkSuffix(s string) error {
+	if s == "" {
+		return nil
+	}
+	if len(s) > 190 { // leaves room for names under it within the 253 of DNS
+		return fmt.Errorf("%w: the name suffix is too long", directory.ErrInvalid)
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if !dnsLabel(label) {
+			return fmt.Errorf("%w: %q is no domain name", directory.ErrInvalid, displayName(s))
+		}
+	}
+	return nil
+}
+
+func dnsLabel(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+	})
+}
+
+// newPassword reads the two password fields of a form.
+func newPassword(r *http.Request, login string) (Secret, error) {
+	password := NewSecret(r.PostForm.Get("password"))
+	if password.Reveal() != r.PostForm.Get("again") {
+		return Secret{}, fmt.Errorf("%w: the two entries differ", ErrPassword)
+	}
+	return password, checkNewPassword(password, login)
+}
+
+// formError returns the sentence for errors that the person at the form can mend.
+func formError(err error) (string, bool) {
+	for _, mine := range []error{ErrCode, ErrPassword, directory.ErrInvalid, directory.ErrExists} {
+		if errors.Is(err, mine) {
+			text := err.Error()
+			return strings.ToUpper(text[:1]) + text[1:] + ".", true
+		}
+	}
+	return "", false
+}
