@@ -67,12 +67,13 @@ func Codes() []Code {
 // remedyCodes is the fixed list, authentication first, then what an employee can do alone,
 // then what needs others.
 func remedyCodes() []RemedyCode {
-	return []RemedyCode{RemedyMFA, RemedySignIn, RemedyStrongKey, RemedyUpdateClient, RemedyFirewall,
-		RemedyScreenLock, RemedyAntivirus, RemedyPatch, RemedyUpgradeOS, RemedyEncryptDisk,
-		RemedyWait, RemedyRegisterDevice, RemedyEnrolMDM, RemedyHardwareDevice}
+	return []RemedyCode{RemedyMFA, RemedySignIn, RemedyStrongKey, RemedyRegisterDevice, RemedyUpdateClient,
+		RemedyFirewall, RemedyScreenLock, RemedyAntivirus, RemedyPatch, RemedyUpgradeOS, RemedyEncryptDisk,
+		RemedyWait, RemedyEnrolMDM, RemedyHardwareDevice}
 }
 
-// Authentication reports whether the remedy is done by authenticating alone.
+// Authentication reports whether the remedy is done by authenticating alone. Registering a
+// device is: signing in enrols it.
 func (r RemedyCode) Authentication() bool {
-	return r == RemedyMFA || r == RemedySignIn || r == RemedyStrongKey
+	return r == RemedyMFA || r == RemedySignIn || r == RemedyStrongKey || r == RemedyRegisterDevice
 }

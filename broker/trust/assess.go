@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -190,4 +191,29 @@ func (s Settings) score(registered bool, pass func(FactName) bool) (int, []strin
 		}
 	}
 	return min(score, MaxScore), factors
+}
+
+// Validate reports what is wrong with the table.
+func (s Settings) Validate() error {
+	for _, c := range s.Checks {
+		if c.TTL <= 0 || c.Grace < 0 || c.FlapHold < 0 || c.FlapWindow < 0 || c.FlapLimit < 0 {
+			return fmt.Errorf("trust: check %.64q has no TTL or a negative setting", c.Name)
+		}
+	}
+	for _, needs := range s.Levels {
+		for _, n := range needs {
+			if !slices.Contains(FactNames(), n) {
+				return fmt.Errorf("trust: a level needs the unknown fact %.64q", n)
+			}
+		}
+	}
+	if len(s.Levels[0]) == 0 {
+		return fmt.Errorf("trust: level 1 needs no fact, so every device would be known")
+	}
+	for _, w := range s.Weights {
+		if !slices.Contains(FactNames(), w.Fact) || w.Points < 0 || w.Points > MaxScore {
+			return fmt.Errorf("trust: weight of %.64q is unknown or out of range", w.Fact)
+		}
+	}
+	return nil
 }
