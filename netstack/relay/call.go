@@ -40,7 +40,7 @@ type link struct {
 	expires atomic.Int64 // Unix nanoseconds
 
 	// Guarded by Relay.mu:
-	ticket ticket.Ticket                // the newest
+	ticket ticket.Ticket                 // the newest
 	flows  map[uint64]context.CancelFunc // calls and joined connections
 	nextID uint64
 }

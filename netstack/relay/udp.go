@@ -92,26 +92,12 @@ func (u *udpLoop) run(ctx context.Context) error {
 // receive walks one super-packet: a run of datagrams with one header is handled as one.
 func (u *udpLoop) receive(b []byte, p udpio.Packet, now time.Time) {
 	for len(b) > 0 {
-		n := equalRun(b, p.Segment)
+		n := wire.EqualRun(b, p.Segment)
 		if reason := u.handle(b[:n], p, now); reason != OK {
 			u.r.drops.count(reason)
 		}
 		b = b[n:]
 	}
-}
-
-// equalRun returns the length of the leading datagrams that share one data header; a
-// datagram of any other type is a run of its own.
-func equalRun(b []byte, segment int) int {
-	first := min(segment, len(b))
-	if first < wire.HeaderLen || wire.Type(b[0]) != wire.TypeData {
-		return first
-	}
-	h, n := wire.ReadHeader(b), first
-	for n+wire.HeaderLen <= len(b) && wire.ReadHeader(b[n:]) == h {
-		n = min(n+segment, len(b))
-	}
-	return n
 }
 
 func (u *udpLoop) handle(b []byte, p udpio.Packet, now time.Time) Reason {

@@ -67,6 +67,20 @@ func (h Header) Type() Type { return Type(h >> 56) }
 // Handle returns the handle.
 func (h Header) Handle() ticket.Handle { return ticket.Handle(h & (1<<56 - 1)) }
 
+// EqualRun returns the length of the leading datagrams that share one data header; a
+// datagram of any other type is a run of its own.
+func EqualRun(b []byte, segment int) int {
+	first := min(segment, len(b))
+	if first < HeaderLen || Type(b[0]) != TypeData {
+		return first
+	}
+	h, n := ReadHeader(b), first
+	for n+HeaderLen <= len(b) && ReadHeader(b[n:]) == h {
+		n = min(n+segment, len(b))
+	}
+	return n
+}
+
 // Bind is the first datagram of a holder and, with a cookie, the second.
 type Bind struct {
 	Handle  ticket.Handle
