@@ -145,3 +145,9 @@ func (d *DataBox) Open(context, sealed string) ([]byte, error) {
 	}
 	return box.Open(context, sealed)
 }
+
+// BoxIDOf returns the id of the box that made sealed.
+func BoxIDOf(sealed string) (string, error) {
+	id, _, err := splitSealed(sealed)
+	return id, err
+}

@@ -44,7 +44,7 @@ func (e *sqliteEngine) name() string { return engineSQLite }
 // dsn builds the driver's URI; the path may hold any character.
 func (e *sqliteEngine) dsn(extra url.Values) string {
 	q := url.Values{"_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", busyMillis), "foreign_keys(1)", "synchronous(FULL)", "trusted_schema(0)",
+		fmt.Sprintf("busy_timeout(%d)", busyMillis), "foreign_keys(1)", "synchronous(FULL)", "trusted_schema(0)", "secure_delete(1)",
 	}}
 	for k, v := range extra {
 		q[k] = append(q[k], v...)

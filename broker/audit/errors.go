@@ -1,0 +1,34 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors for errors.Is.
+var (
+	// ErrMalformed: a line is no record, or breaks a limit.
+	ErrMalformed = errors.New("malformed audit record")
+	// ErrForked: a writer sent a record that differs from the one stored under its number.
+	ErrForked = errors.New("the writer's audit chain forked")
+	// ErrErased: the personal values of this user were erased.
+	ErrErased = errors.New("personal values erased")
+	// ErrNotSigned: records that no signed segment covers cannot be dropped.
+	ErrNotSigned = errors.New("not covered by a signed segment")
+)
+
+// Break is the first place at which a writer's chain does not hold.
+type Break struct {
+	Writer string
+	Seq    uint64
+	Line   int // in a file; 0 online
+	Reason string
+}
+
+// Error names the place.
+func (b *Break) Error() string {
+	if b.Line > 0 {
+		return fmt.Sprintf("line %d, writer %s, record %d: %s", b.Line, b.Writer, b.Seq, b.Reason)
+	}
+	return fmt.Sprintf("writer %s, record %d: %s", b.Writer, b.Seq, b.Reason)
+}

@@ -1,0 +1,270 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/postern-zt/postern/proto/seal"
+)
+
+// verifyPage is how many rows verification and export read at once.
+const verifyPage = 1000
+
+// Report is what verification found.
+type Report struct {
+	Records uint64 // whose hashes were checked
+	Writers []WriterReport
+	Breaks  []*Break // the first one of each writer that has any
+}
+
+// OK reports whether every chain holds.
+func (r Report) OK() bool { return len(r.Breaks) == 0 }
+
+// WriterReport is the state of one chain.
+type WriterReport struct {
+	Writer  string
+	Records uint64
+	First   uint64 // first record that is present, 0 for none
+	Head    Head
+	Signed  uint64 // number of the last record that a segment covers
+	Dropped uint64 // records that were archived and dropped
+	Missing uint64 // records that never arrived, by signed gaps
+}
+
+// chain is the place at which the verification of one writer stands. It is fed records and
+// segments in their order; the segment after the records that it covers.
+type chain struct {
+	writer     string
+	seq        uint64
+	hash       Hash
+	segEnd     Head // end of the last segment
+	remembered map[uint64]Hash
+	report     WriterReport
+}
+
+func (c *chain) broken(seq uint64, format string, args ...any) error {
+	return &Break{Writer: c.writer, Seq: seq, Reason: fmt.Sprintf(format, args...)}
+}
+
+// line takes the next record.
+func (c *chain) line(line []byte) (Record, error) {
+	r, err := ParseLine(line)
+	switch {
+	case err != nil:
+		return Record{}, c.broken(c.seq+1, "%v", err)
+	case r.Writer != c.writer:
+		return Record{}, c.broken(c.seq+1, "the record belongs to %s", r.Writer)
+	case r.Seq != c.seq+1:
+		return Record{}, c.broken(c.seq+1, "missing, record %d follows", r.Seq)
+	case r.Prev != c.hash:
+		return Record{}, c.broken(r.Seq, "does not follow the record before it: one of the two was changed")
+	}
+	c.seq, c.hash = r.Seq, HashLine(line)
+	if want, ok := c.remembered[r.Seq]; ok && want != c.hash {
+		return Record{}, c.broken(r.Seq, "differs from the head that was remembered")
+	}
+	c.report.Records++
+	if c.report.First == 0 {
+		c.report.First = r.Seq
+	}
+	return r, nil
+}
+
+// row takes the next record and compares the columns that repeat it.
+func (c *chain) row(row Row) error {
+	r, err := c.line(row.Line)
+	if err != nil {
+		return err
+	}
+	want := r.row(row.Line)
+	same := row.Seq == want.Seq && row.Hash == want.Hash && row.At.Equal(want.At) && row.Kind == want.Kind &&
+		row.User == want.User && row.Device == want.Device && row.Session == want.Session &&
+		row.App == want.App && row.Receipt == want.Receipt
+	if !same {
+		return c.broken(r.Seq, "the searchable columns differ from the record")
+	}
+	return nil
+}
+
+// segment takes a signed segment. present says that its records were fed before it.
+func (c *chain) segment(trusted seal.Keys, signed []byte, present bool) error {
+	b, err := openSegment(trusted, signed)
+	if err != nil {
+		return c.broken(c.segEnd.Seq+1, "segment: %v", err)
+	}
+	if b.Writer != c.writer || b.First != c.segEnd.Seq+1 || b.Prev != c.segEnd.Hash {
+		return c.broken(c.segEnd.Seq+1, "the segment %d to %d of %s does not follow the one before it", b.First, b.Last, b.Writer)
+	}
+	if !present {
+		if err := c.skip(b); err != nil {
+			return err
+		}
+	}
+	if c.seq != b.Last {
+		return c.broken(c.seq+1, "missing: the signed segment reaches to %d", b.Last)
+	}
+	if c.hash != b.Head {
+		return c.broken(b.Last, "differs from the signed segment %d to %d: one of its records was changed", b.First, b.Last)
+	}
+	c.segEnd = Head{Writer: c.writer, Seq: b.Last, Hash: b.Head}
+	c.report.Signed = b.Last
+	return nil
+}
+
+// skip moves over a segment whose records are not there.
+func (c *chain) skip(b segmentBody) error {
+	if c.seq != b.First-1 || c.hash != b.Prev {
+		return c.broken(c.seq+1, "records overlap the dropped segment %d to %d", b.First, b.Last)
+	}
+	if want, ok := c.remembered[b.Last]; ok && want != b.Head {
+		return c.broken(b.Last, "differs from the head that was remembered")
+	}
+	c.seq, c.hash = b.Last, b.Head
+	if b.Gap {
+		c.report.Missing += b.Last - b.First + 1
+	} else {
+		c.report.Dropped += b.Last - b.First + 1
+	}
+	return nil
+}
+
+// end checks that the chain reaches to what is remembered.
+func (c *chain) end() error {
+	c.report.Writer, c.report.Head = c.writer, Head{Writer: c.writer, Seq: c.seq, Hash: c.hash}
+	if len(c.remembered) == 0 {
+		return nil
+	}
+	if last := slices.Max(slices.Collect(maps.Keys(c.remembered))); last > c.seq {
+		return c.broken(c.seq+1, "missing: records up to %d were remembered, the tail was cut", last)
+	}
+	return nil
+}
+
+// verification holds all chains of one run.
+type verification struct {
+	trusted    seal.Keys
+	remembered map[string]map[uint64]Hash
+	report     Report
+	done       map[string]bool
+}
+
+func newVerification(trusted seal.Keys, remembered []Head) *verification {
+	v := &verification{trusted: trusted, remembered: make(map[string]map[uint64]Hash), done: make(map[string]bool)}
+	for _, h := range remembered {
+		if v.remembered[h.Writer] == nil {
+			v.remembered[h.Writer] = make(map[uint64]Hash)
+		}
+		v.remembered[h.Writer][h.Seq] = h.Hash
+	}
+	return v
+}
+
+func (v *verification) chain(writer string) *chain {
+	return &chain{writer: writer, segEnd: Head{Writer: writer}, remembered: v.remembered[writer]}
+}
+
+// close adds the result of one chain; err is nil or where it broke.
+func (v *verification) close(c *chain, err error) error {
+	v.done[c.writer] = true
+	if end := c.end(); err == nil {
+		err = end
+	}
+	v.report.Records += c.report.Records
+	v.report.Writers = append(v.report.Writers, c.report)
+	var b *Break
+	if errors.As(err, &b) {
+		v.report.Breaks = append(v.report.Breaks, b)
+		return nil
+	}
+	return err
+}
+
+// finish adds the writers that are remembered and not there at all.
+func (v *verification) finish() Report {
+	for _, writer := range slices.Sorted(maps.Keys(v.remembered)) {
+		if !v.done[writer] {
+			_ = v.close(v.chain(writer), nil) // only breaks can come
+		}
+	}
+	return v.report
+}
+
+// Verify checks all chains of the store: hashes, order, signatures of trusted, and that the
+// heads that others remembered are still there. It returns an error only when the store
+// cannot be read.
+func (l *Log) Verify(ctx context.Context, trusted seal.Keys, remembered []Head) (Report, error) {
+	heads, err := l.cfg.Store.AuditHeads(ctx)
+	if err != nil {
+		return Report{}, fmt.Errorf("verify audit: %w", err)
+	}
+	v := newVerification(trusted, remembered)
+	for _, head := range heads {
+		c := v.chain(head.Writer)
+		err := l.verifyChain(ctx, c, trusted, head)
+		if err := v.close(c, err); err != nil {
+			return Report{}, fmt.Errorf("verify audit of %s: %w", head.Writer, err)
+		}
+	}
+	return v.finish(), nil
+}
+
+// verifyChain walks over segments and rows up to head, which was read before.
+func (l *Log) verifyChain(ctx context.Context, c *chain, trusted seal.Keys, head Head) error {
+	err := l.walk(ctx, head, c.row, func(s Segment) error {
+		return c.segment(trusted, s.Signed, !s.Dropped)
+	})
+	if err != nil {
+		return err
+	}
+	if c.seq != head.Seq || c.hash != head.Hash {
+		return c.broken(c.seq+1, "missing: the store's own head is %d", head.Seq)
+	}
+	return nil
+}
+
+// walk calls row for all present records up to head, and segment after those that it covers.
+func (l *Log) walk(ctx context.Context, head Head, row func(Row) error, segment func(Segment) error) error {
+	segs, err := l.cfg.Store.AuditSegments(ctx, head.Writer)
+	if err != nil {
+		return err
+	}
+	at := uint64(0)
+	for _, s := range segs {
+		if s.Last > head.Seq {
+			break
+		}
+		if !s.Dropped {
+			if err := l.walkRows(ctx, head.Writer, at, s.Last, row); err != nil {
+				return err
+			}
+		}
+		if err := segment(s); err != nil {
+			return err
+		}
+		at = s.Last
+	}
+	return l.walkRows(ctx, head.Writer, at, head.Seq, row)
+}
+
+// walkRows calls row for the records after at, up to last.
+func (l *Log) walkRows(ctx context.Context, writer string, at, last uint64, row func(Row) error) error {
+	for at < last {
+		rows, err := l.cfg.Store.AuditRows(ctx, writer, at, int(min(verifyPage, last-at)))
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		for _, r := range rows {
+			if r.Seq > last {
+				return nil
+			}
+			if err := row(r); err != nil {
+				return err
+			}
+			at = r.Seq
+		}
+	}
+	return nil
+}
