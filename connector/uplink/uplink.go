@@ -1,0 +1,258 @@
+// Package uplink is the connector's control stream: it keeps one Watch call to the broker
+// open, hands every push to a Sink and acknowledges what the Sink has made durable. When
+// the broker is away it tries again, spread over a window, for as long as it takes; the
+// guard's outage modes rule meanwhile.
+//
+// Run owns everything; it starts no goroutine. A Sink is called from Run only.
+package uplink
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/postern-zt/postern/connector/guard"
+	"github.com/postern-zt/postern/netstack/control"
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
+	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
+	"github.com/postern-zt/postern/proto/seal"
+)
+
+const (
+	retryMin = 500 * time.Millisecond
+	retryMax = 30 * time.Second
+	// callTimeout bounds an acknowledgement.
+	callTimeout = 10 * time.Second
+	// silence ends a stream on which nothing came: statements come every 15 s.
+	silence = 50 * time.Second
+	// Clock differences: up to warnOffset nothing, up to maxOffset a warning.
+	warnOffset = 2 * time.Second
+	maxOffset  = 5 * time.Minute
+)
+
+// ErrClock says that the two clocks are too far apart to work.
+var ErrClock = errors.New("the clock of this machine is more than 5 minutes off the broker's; set it")
+
+// Sink takes what the broker pushes. An error of Statement that is guard.ErrGap makes the
+// uplink ask for everything; any other error drops the message, which denies.
+type Sink interface {
+	Keys(keys seal.Keys)
+	Assignment(envelope []byte) error
+	// Statement returns after the guard's mark is durable.
+	Statement(envelope []byte) error
+	Relays(paths []*controlv1.RelayPath)
+	// Mark is what has been applied, for the acknowledgement.
+	Mark() guard.Mark
+}
+
+// Config is what an Uplink needs; all fields are required.
+type Config struct {
+	HTTP    *http.Client
+	Broker  control.Broker
+	CA      *x509.Certificate
+	Version string
+	Sink    Sink
+	Log     *slog.Logger
+}
+
+// Uplink keeps the stream. State is safe to read while Run runs.
+type Uplink struct {
+	cfg    Config
+	client controlv1connect.ConnectorServiceClient
+	log    *slog.Logger
+	state  atomic.Pointer[State]
+}
+
+// State is how the uplink stands, for status and health.
+type State struct {
+	Connected bool
+	Since     time.Time
+	// Problem is the last error in words, empty while connected.
+	Problem string
+	// Offset is how far this machine's clock is ahead of the broker's.
+	Offset time.Duration
+}
+
+// New returns an uplink that is not connected yet.
+func New(cfg Config) *Uplink {
+	u := &Uplink{cfg: cfg, log: cfg.Log.With("component", "uplink")}
+	u.client = controlv1connect.NewConnectorServiceClient(cfg.HTTP, cfg.Broker.BaseURL())
+	u.state.Store(&State{Since: time.Now(), Problem: "not connected yet"})
+	return u
+}
+
+// State returns the present state.
+func (u *Uplink) State() State { return *u.state.Load() }
+
+// Client returns the RPC client, for health reports and shipping.
+func (u *Uplink) Client() controlv1connect.ConnectorServiceClient { return u.client }
+
+// Run keeps the stream open until ctx ends.
+func (u *Uplink) Run(ctx context.Context) error {
+	retry := retryMin
+	for ctx.Err() == nil {
+		began := time.Now()
+		wait, err := u.stream(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(began) > retryMax {
+			retry = retryMin
+		}
+		u.down(ctx, err)
+		if wait == 0 {
+			wait, retry = spread(retry), min(2*retry, retryMax)
+		}
+		if !sleep(ctx, wait) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (u *Uplink) down(ctx context.Context, err error) {
+	u.state.Store(&State{Since: time.Now(), Problem: Problem(err)})
+	u.log.WarnContext(ctx, "control stream ended", "error", err)
+}
+
+// stream runs one Watch call; wait is set when the broker said when to come back.
+func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	idle := time.AfterFunc(silence, func() { cancel(errors.New("nothing heard from the broker")) })
+	defer idle.Stop()
+	stream, err := u.client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{Version: u.cfg.Version}))
+	if err != nil {
+		return 0, err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		idle.Reset(silence)
+		msg := stream.Msg()
+		if err := u.clock(ctx, msg.TimeMs); err != nil {
+			return 0, err
+		}
+		if r := msg.GetReconnect(); r != nil {
+			return reconnectIn(r), errors.New("the broker asked to reconnect")
+		}
+		if err := u.take(ctx, msg); err != nil {
+			return 0, err
+		}
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return 0, cause
+	}
+	return 0, stream.Err()
+}
+
+// clock compares our clock with the broker's time in a push.
+func (u *Uplink) clock(ctx context.Context, brokerMS int64) error {
+	offset := time.Since(time.UnixMilli(brokerMS)).Round(time.Millisecond)
+	if offset.Abs() > maxOffset {
+		return fmt.Errorf("%w (it is %s off)", ErrClock, offset)
+	}
+	old := u.State()
+	if !old.Connected || (offset-old.Offset).Abs() > time.Second {
+		if offset.Abs() > warnOffset {
+			u.log.WarnContext(ctx, "clocks differ", "offset", offset)
+		}
+		u.state.Store(&State{Connected: true, Since: time.Now(), Offset: offset})
+	}
+	return nil
+}
+
+// take hands one push to the sink. A bad message is dropped, for dropping denies; only a
+// gap ends the stream, because then everything must be read anew.
+func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
+	switch n := msg.News.(type) {
+	case *controlv1.ConnectorPush_Keys:
+		u.keys(ctx, n.Keys)
+	case *controlv1.ConnectorPush_Assignment:
+		u.dropped(ctx, "assignment", u.cfg.Sink.Assignment(n.Assignment))
+		return u.acknowledge(ctx)
+	case *controlv1.ConnectorPush_Statement:
+		err := u.cfg.Sink.Statement(n.Statement)
+		if errors.Is(err, guard.ErrGap) {
+			return err
+		}
+		u.dropped(ctx, "statement", err)
+		return u.acknowledge(ctx)
+	case *controlv1.ConnectorPush_Relays:
+		u.cfg.Sink.Relays(n.Relays.GetRelays())
+	}
+	return nil
+}
+
+func (u *Uplink) dropped(ctx context.Context, kind string, err error) {
+	if err != nil {
+		u.log.WarnContext(ctx, "message of the broker refused", "kind", kind, "error", err)
+	}
+}
+
+// keys takes those signing keys that the pinned CA certifies.
+func (u *Uplink) keys(ctx context.Context, k *controlv1.Keys) {
+	var pubs []ed25519.PublicKey
+	for _, der := range k.GetCertificatesDer() {
+		pub, err := control.SignerKey(der, u.cfg.CA, time.Now())
+		if err != nil {
+			u.dropped(ctx, "keys", err)
+			continue
+		}
+		pubs = append(pubs, pub)
+	}
+	u.cfg.Sink.Keys(seal.NewKeys(pubs...))
+}
+
+func (u *Uplink) acknowledge(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	m := u.cfg.Sink.Mark()
+	_, err := u.client.Acknowledge(ctx, connect.NewRequest(&controlv1.AcknowledgeRequest{
+		StatementSequence: m.Sequence, Revoked: m.Revoked, AssignmentVersion: m.Assignment,
+	}))
+	return err
+}
+
+// Problem says in words what keeps the connector from its broker.
+func Problem(err error) string {
+	switch {
+	case err == nil:
+		return "the broker closed the stream"
+	case connect.CodeOf(err) == connect.CodeUnauthenticated:
+		return "the broker does not accept this connector's certificate"
+	case connect.CodeOf(err) == connect.CodePermissionDenied:
+		return "the broker has blocked or removed this connector"
+	default:
+		return err.Error()
+	}
+}
+
+func reconnectIn(r *controlv1.Reconnect) time.Duration {
+	spread := time.Duration(min(max(r.SpreadMs, 1), 600_000)) * time.Millisecond
+	after := time.Duration(min(max(r.AfterMs, 0), 600_000)) * time.Millisecond
+	return after + rand.N(spread) + time.Millisecond
+}
+
+func spread(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
