@@ -36,6 +36,9 @@ const (
 	// statementSkew is how old a statement may be on arrival by its own broker time
 	// against the newest broker time known.
 	statementSkew = 5 * time.Second
+	// wallSkew is how far our wall clock and the broker's may lie apart (decisions rule
+	// 10): an older statement is refused even by a connector that has just started.
+	wallSkew = 5 * time.Minute
 )
 
 // Errors that the owner branches on.
@@ -180,6 +183,8 @@ func (g *Guard) acceptable(st *grant.Statement, now clock.Time) error {
 		return fmt.Errorf("statement revokes up to %d: %w", st.Revoked, ErrOld)
 	case g.state.known && st.Time.Add(statementSkew).Before(g.brokerNow(now)):
 		return fmt.Errorf("statement of %s: %w", st.Time.Format(time.RFC3339), ErrOld)
+	case now.Wall.Sub(st.Time) > wallSkew:
+		return fmt.Errorf("statement of %s: %w, or the clock of this machine is wrong", st.Time.Format(time.RFC3339), ErrOld)
 	case st.From > 0 && (!g.state.known || st.Epoch > g.mark.Epoch || st.From > g.state.applied):
 		return ErrGap
 	case len(g.revoked.byTarget)+len(st.Revocations) > maxRevocations:

@@ -238,6 +238,11 @@ func TestRestartRefusesOldStatement(t *testing.T) {
 	if _, err := again.ApplyStatement(old, f.now); !errors.Is(err, guard.ErrOld) {
 		t.Errorf("an old statement after a restart: %v", err)
 	}
+	fresh := guard.New(self, guard.Mark{})
+	fresh.SetKeys(seal.NewKeys(broker.Public()))
+	if _, err := fresh.ApplyStatement(old, f.now.Add(6*time.Minute)); !errors.Is(err, guard.ErrOld) {
+		t.Errorf("a statement of six minutes ago on a new disk: %v", err)
+	}
 	if _, err := again.SetAssignment(assignment(broker, 0)); !errors.Is(err, guard.ErrOld) {
 		t.Errorf("an old assignment after a restart: %v", err)
 	}
