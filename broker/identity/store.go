@@ -10,6 +10,9 @@ import (
 	"github.com/postern-zt/postern/proto/ids"
 )
 
+// TopicIssuer is the topic of the change events about external issuers.
+const TopicIssuer = "issuer"
+
 // Kind separates the records of Store.
 type Kind string
 
@@ -86,7 +89,7 @@ type StoredIssuer struct {
 	CreatedAt    time.Time
 }
 
-// putJSON marshals data into r and adds the record.
+// addJSON marshals data into r and adds the record.
 func (s *Service) addJSON(ctx context.Context, r Record, data any) error {
 	raw, err := json.Marshal(data)
 	if err != nil {
