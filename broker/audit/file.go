@@ -15,13 +15,17 @@ import (
 
 // An exported file is JSON lines: a header, then for each writer its records as they stand
 // in the chain, each segment after its records, and its head; an end line at last. A line
-// that begins with recordPrefix is a record, each other one holds one field of fileLine.
+// that begins with framePrefix holds one field of fileLine, each other one is a record.
 const (
-	recordPrefix = `{"v":`
-	fileFormat   = "postern-audit/1"
+	framePrefix = `{"postern":`
+	fileFormat  = "postern-audit/1"
 	// maxFileLine bounds a line of a file; a segment is below 1 KiB.
 	maxFileLine = MaxLine + 4096
 )
+
+type fileFrame struct {
+	Postern fileLine `json:"postern"`
+}
 
 type fileLine struct {
 	Header  *fileHeader  `json:"header,omitempty"`
@@ -93,7 +97,7 @@ type fileWriter struct {
 }
 
 func (f *fileWriter) put(l fileLine) error {
-	b, err := json.Marshal(l)
+	b, err := json.Marshal(fileFrame{l})
 	if err != nil {
 		return err
 	}
@@ -141,13 +145,14 @@ func (f *fileVerifier) line(line []byte) error {
 	if f.ended {
 		return fmt.Errorf("%w: lines after the end", ErrMalformed)
 	}
-	if f.lines > 1 && bytes.HasPrefix(line, []byte(recordPrefix)) {
+	if f.lines > 1 && !bytes.HasPrefix(line, []byte(framePrefix)) {
 		return f.record(line)
 	}
-	var l fileLine
-	if err := json.Unmarshal(line, &l); err != nil {
+	var frame fileFrame
+	if err := json.Unmarshal(line, &frame); err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
+	l := frame.Postern
 	switch {
 	case f.lines == 1:
 		if l.Header == nil || l.Header.Format != fileFormat {

@@ -169,6 +169,9 @@ func ParseLine(line []byte) (Record, error) {
 	if len(line) > MaxLine || bytes.IndexByte(line, '\n') >= 0 {
 		return Record{}, fmt.Errorf("%w: longer than %d bytes or more than one line", ErrMalformed, MaxLine)
 	}
+	if bytes.HasPrefix(line, []byte(framePrefix)) {
+		return Record{}, fmt.Errorf("%w: a frame of an exported file", ErrMalformed)
+	}
 	var r Record
 	if err := json.Unmarshal(line, &r); err != nil {
 		return Record{}, fmt.Errorf("%w: %w", ErrMalformed, err)
