@@ -140,7 +140,11 @@ func (c *Catalog) DeleteSite(ctx context.Context, id ids.SiteID) error {
 
 // CreateApp completes, checks and stores a new app and returns it with id and index.
 func (c *Catalog) CreateApp(ctx context.Context, a App, now time.Time) (App, error) {
-	stored, err := c.createApp(ctx, a, now)
+	var stored App
+	err := c.cfg.Store.Atomically(ctx, func(ctx context.Context) (err error) {
+		stored, err = c.createApp(ctx, a, now)
+		return err
+	})
 	return stored, c.then(ctx, err)
 }
 
@@ -154,7 +158,11 @@ func (c *Catalog) createApp(ctx context.Context, a App, now time.Time) (App, err
 
 // UpdateApp replaces an app; a.Version is the version that the edit started from.
 func (c *Catalog) UpdateApp(ctx context.Context, a App, now time.Time) (App, error) {
-	stored, err := c.updateApp(ctx, a, now)
+	var stored App
+	err := c.cfg.Store.Atomically(ctx, func(ctx context.Context) (err error) {
+		stored, err = c.updateApp(ctx, a, now)
+		return err
+	})
 	return stored, c.then(ctx, err)
 }
 
@@ -182,7 +190,40 @@ func (c *Catalog) check(ctx context.Context, a *App) error {
 		rules.Reserved = c.cfg.Reserved()
 	}
 	a.Complete()
-	return errors.Join(a.Validate(rules), c.checkSites(ctx, a))
+	if err := errors.Join(a.Validate(rules), c.checkSites(ctx, a)); err != nil {
+		return err
+	}
+	return c.checkTaken(ctx, a, suffixes)
+}
+
+// checkTaken refuses a name that another app has, be it as label under any of the suffixes
+// or as an extra name: which app a name opens must never depend on order.
+func (c *Catalog) checkTaken(ctx context.Context, a *App, suffixes []string) error {
+	apps, err := c.cfg.Store.Apps(ctx)
+	if err != nil {
+		return err
+	}
+	mine := a.claims(suffixes)
+	for i := range apps {
+		if apps[i].ID == a.ID {
+			continue
+		}
+		for _, name := range apps[i].claims(suffixes) {
+			if slices.Contains(mine, name) {
+				return fmt.Errorf("name: %q belongs to the app %s: %w", name, apps[i].Name, ErrExists)
+			}
+		}
+	}
+	return nil
+}
+
+// claims returns each name under which the app could be asked for.
+func (a *App) claims(suffixes []string) []string {
+	out := append([]string{a.Name}, a.ExtraNames...)
+	for _, s := range suffixes {
+		out = append(out, a.Name+"."+s)
+	}
+	return out
 }
 
 func (c *Catalog) checkSites(ctx context.Context, a *App) error {

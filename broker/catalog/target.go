@@ -88,10 +88,8 @@ func mergePorts(in []PortRange) []PortRange {
 type Target struct {
 	Host string `json:"host"`
 	Port uint16 `json:"port"`
-	// Published is empty until Complete when the text form did not name it.
+	// Published is empty until Complete when the text form named one port only.
 	Published PortRange `json:"published"`
-	// width is how many ports the text form named.
-	width uint16
 }
 
 // ParseTarget reads "HOST:PORT", "HOST:FIRST-LAST", or one of them after "PUBLISHED=":
@@ -105,8 +103,11 @@ func ParseTarget(s string) (Target, error) {
 	if err != nil {
 		return Target{}, err
 	}
-	t := Target{Host: lowerName(host), Port: ports.First, width: uint16(min(ports.size(), 65535))}
+	t := Target{Host: lowerName(host), Port: ports.First}
 	if !given {
+		if ports.size() > 1 {
+			t.Published = ports
+		}
 		return t, nil
 	}
 	if t.Published, err = parseRange(published); err != nil {
@@ -142,13 +143,10 @@ func (t *Target) complete(app []PortRange) {
 	if t.Published != (PortRange{}) {
 		return
 	}
-	width := max(t.width, 1)
-	t.width = 0
-	if len(app) == 1 && app[0].size() == int(width) {
+	t.Published = PortRange{First: t.Port, Last: t.Port}
+	if len(app) == 1 && app[0].size() == 1 {
 		t.Published = app[0]
-		return
 	}
-	t.Published = PortRange{First: t.Port, Last: t.Port + width - 1}
 }
 
 // ports returns the range that is dialled.

@@ -51,9 +51,7 @@ func connectorsOf(list []*Grant) []ids.ConnectorID {
 	seen := map[ids.ConnectorID]bool{}
 	for _, g := range list {
 		for _, c := range g.Connectors {
-			if !seen[c] {
-				seen[c] = true
-			}
+			seen[c] = true
 		}
 	}
 	out := make([]ids.ConnectorID, 0, len(seen))
