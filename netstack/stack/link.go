@@ -20,8 +20,10 @@ const (
 	// headroom is left free before each packet for the header that the device
 	// puts there (a virtio-net header has 10 or 12 bytes).
 	headroom = 16
-	// maxPacket is the largest IP packet.
-	maxPacket = 65535
+	// maxPacket is the largest IP packet: IPv6 does not count its header.
+	maxPacket = 40 + 65535
+	// maxMTU is what fits the length field of IPv4.
+	maxMTU = 65535
 	// queueLength bounds what waits for the device: at most 16 MiB of
 	// super-packets. A full queue makes the sender wait, which is backpressure.
 	queueLength = 256
@@ -48,7 +50,7 @@ var _ gstack.LinkEndpoint = (*link)(nil)
 
 func newLink(mtu int) *link {
 	return &link{
-		mtu:     uint32(min(max(mtu, header.IPv6MinimumMTU), maxPacket)),
+		mtu:     uint32(min(max(mtu, header.IPv6MinimumMTU), maxMTU)),
 		queue:   make(chan *gstack.PacketBuffer, queueLength),
 		stopped: make(chan struct{}),
 	}

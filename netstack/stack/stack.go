@@ -35,7 +35,11 @@ import (
 
 const nicID = 1
 
-// flushTime is how long the last resets may take to reach the programs at the end.
+// maxHandshakes under way at a time; each takes microseconds, and more than this
+// many wait for their turn.
+const maxHandshakes = 64
+
+// flushTime is how long each step of telling the programs about the end may take.
 const flushTime = 500 * time.Millisecond
 
 // Stack is a user-space network for one tunnel interface.
@@ -55,6 +59,8 @@ type Stack struct {
 	flows  flowTable
 	conns  connTable
 	echoes chan struct{} // one token per echo without a verdict
+
+	handshakes chan struct{} // one token per handshake under way
 }
 
 // New checks cfg and builds the stack; nothing runs before Run.
@@ -70,7 +76,7 @@ func New(cfg Config) (*Stack, error) {
 	s := &Stack{
 		cfg: cfg, log: cfg.Log.With("component", "stack"), link: newLink(mtu),
 		held: newHeldTable(), memory: newMemory(cfg.Limits.Verdicts), flows: newFlowTable(), conns: newConnTable(),
-		echoes: make(chan struct{}, cfg.Limits.Echoes),
+		echoes: make(chan struct{}, cfg.Limits.Echoes), handshakes: make(chan struct{}, maxHandshakes),
 	}
 	s.SetPrefixes(cfg.Prefixes)
 	if err := s.build(); err != nil {
@@ -164,6 +170,7 @@ func (s *Stack) Run(ctx context.Context) error {
 	wg.Go(func() { defer cancel(); defer s.link.stop(); writeErr = s.write() })
 	<-ctx.Done()
 	s.abortAll()
+	s.awaitHandshakes()
 	s.link.flush(flushTime)
 	closeErr := s.cfg.Device.Close() // ends the reader
 	s.link.stop()                    // ends the writer
@@ -172,6 +179,20 @@ func (s *Stack) Run(ctx context.Context) error {
 	s.handlers.Wait()
 	s.ip.Destroy()
 	return errors.Join(readErr, writeErr, closeErr)
+}
+
+// awaitHandshakes lets those under way end, so that their programs get a reset: a
+// connection that is established on one side only would hang.
+func (s *Stack) awaitHandshakes() {
+	timer := time.NewTimer(flushTime)
+	defer timer.Stop()
+	for range cap(s.handshakes) {
+		select {
+		case s.handshakes <- struct{}{}:
+		case <-timer.C:
+			return
+		}
+	}
 }
 
 func (s *Stack) abortAll() {

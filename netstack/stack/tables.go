@@ -194,8 +194,3 @@ func (t *connTable) all() []*Conn {
 	defer t.mu.Unlock()
 	return slices.Collect(maps.Keys(t.open))
 }
-
-func (s *Stack) track(c *Conn) *Conn {
-	s.conns.add(c)
-	return c
-}

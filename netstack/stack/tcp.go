@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -49,15 +50,22 @@ func (h *HeldTCP) Deadline() time.Time { return h.until }
 func (h *HeldTCP) Done() <-chan struct{} { return h.done }
 
 // Complete finishes the handshake with the program. The hold ends in any case; if
-// the program does not answer within the handshake time the error wraps
-// ErrHandshake.
+// the program does not answer within the handshake time the error is an
+// ErrHandshake. Once begun, the end of ctx does not stop it: the program may
+// believe already that it is connected.
 func (h *HeldTCP) Complete(ctx context.Context) (*Conn, error) {
 	r, err := h.take(ErrDecided)
 	if err != nil {
 		return nil, err
 	}
 	defer h.release(r)
-	ctx, cancel := context.WithTimeout(ctx, h.stack.cfg.Times.Handshake)
+	select {
+	case h.stack.handshakes <- struct{}{}:
+		defer func() { <-h.stack.handshakes }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), h.stack.cfg.Times.Handshake)
 	defer cancel()
 	return h.stack.handshake(ctx, r, h)
 }
@@ -180,7 +188,13 @@ func (s *Stack) handshake(ctx context.Context, r *tcp.ForwarderRequest, h *HeldT
 	if err != nil {
 		return nil, &HandshakeError{Detail: err.String()}
 	}
-	return s.track(newConn(s, ep, &wq, h.Local, h.Remote)), nil
+	c := newConn(s, ep, &wq, h.Local, h.Remote)
+	s.conns.add(c)
+	if s.ctx.Err() != nil { // too late for the round of resets
+		c.Abort()
+		return nil, net.ErrClosed
+	}
+	return c, nil
 }
 
 // wakeInterval covers the moment between the end of ctx and the registration of

@@ -16,6 +16,7 @@ const devicePath = "/dev/net/tun"
 type Device struct {
 	wgtun.Device
 	name string
+	mtu  int
 }
 
 // Open creates the interface and sets it up for super-packets in both directions.
@@ -32,11 +33,15 @@ func Open(cfg Config) (*Device, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read interface name: %w", err), dev.Close())
 	}
-	return &Device{Device: dev, name: name}, nil
+	return &Device{Device: dev, name: name, mtu: cfg.MTU}, nil
 }
 
 // InterfaceName returns the name that the kernel gave the interface.
 func (d *Device) InterfaceName() string { return d.name }
+
+// MTU returns what Open set. It does not ask the kernel, which would answer for the
+// network namespace of the calling thread.
+func (d *Device) MTU() (int, error) { return d.mtu, nil }
 
 func probe(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

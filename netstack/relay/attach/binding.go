@@ -209,3 +209,6 @@ func (b *Binding) write(p []byte, segment int, ecn byte, x *udpio.Scratch) error
 	b.sent.Store(time.Now().UnixNano())
 	return b.sock.Write(p, segment, ecn, *at, x)
 }
+
+// Handle returns the handle that is bound.
+func (b *Binding) Handle() ticket.Handle { return b.handle }

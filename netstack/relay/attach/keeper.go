@@ -56,7 +56,7 @@ func (k *keeper) run(ctx context.Context) {
 				break
 			}
 			if ctx.Err() == nil {
-				k.b.log.Warn("binding at the relay failed", "error", err, "retry_in", wait)
+				k.b.log.Warn("binding at the relay failed", "err", err, "retry_in", wait)
 			}
 			pause(ctx, jitter(wait))
 			wait = min(wait*2, backoffMax)

@@ -1,0 +1,373 @@
+package link
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/postern-zt/postern/netstack/carrier"
+	"github.com/postern-zt/postern/netstack/peer"
+	"github.com/postern-zt/postern/proto/frame"
+	"github.com/postern-zt/postern/proto/ids"
+)
+
+// maxTombstones bounds what a peer can make us remember; the oldest goes.
+const maxTombstones = 8192
+
+// remote is one device at the connector: one identity and one client instance, with all
+// its lines, micro-tunnels and flows.
+type remote struct {
+	s     *Server
+	id    peer.Identity
+	hello frame.Hello
+
+	mu       sync.Mutex // guards the fields below
+	lines    []*line
+	tunnels  map[GrantRef]*tunnel
+	flows    map[uint64]*serverFlow
+	tombs    map[uint64]tombstone
+	tombList []uint64 // oldest first
+	ended    bool
+	lastUsed time.Time // when the last line or grant went
+}
+
+// tunnel is one micro-tunnel; the remote's mu guards it.
+type tunnel struct {
+	MicroTunnel
+	ref    GrantRef
+	held   bool
+	closed bool
+	code   frame.Code
+}
+
+// tombstone remembers how a flow ended.
+type tombstone struct {
+	at    time.Time
+	code  frame.Code
+	state frame.Ack
+}
+
+func newRemote(s *Server, id peer.Identity, hello frame.Hello) *remote {
+	return &remote{
+		s: s, id: id, hello: hello, lastUsed: time.Now(),
+		tunnels: make(map[GrantRef]*tunnel), flows: make(map[uint64]*serverFlow), tombs: make(map[uint64]tombstone),
+	}
+}
+
+func (r *remote) addLine(l *line, limit int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended || len(r.lines) >= limit {
+		return false
+	}
+	r.lines = append(r.lines, l)
+	return true
+}
+
+func (r *remote) leave(l *line) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, x := range r.lines {
+		if x == l {
+			r.lines = append(r.lines[:i:i], r.lines[i+1:]...)
+			break
+		}
+	}
+	r.lastUsed = time.Now()
+}
+
+// idleSince is how long nothing of the peer has been left; zero while something is.
+func (r *remote) idleSince(now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.lines) > 0 || len(r.flows) > 0 {
+		return 0
+	}
+	return now.Sub(r.lastUsed)
+}
+
+func (r *remote) flowCount() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.flows)
+}
+
+// control handles one control frame of the client.
+func (r *remote) control(ctx context.Context, l *line, h frame.Header, payload []byte) error {
+	switch h.Type {
+	case frame.TypePresent:
+		return r.present(ctx, l, GrantRef(h.Value), payload)
+	case frame.TypeWithdraw:
+		r.withdraw(GrantRef(h.Value))
+		return nil
+	case frame.TypeRst:
+		r.mu.Lock()
+		sf := r.flows[h.Value]
+		r.mu.Unlock()
+		if sf != nil {
+			sf.abort(resetCode(h.Code))
+		}
+		return nil
+	default:
+		return unknownFrame(h)
+	}
+}
+
+func resetCode(c frame.Code) frame.Code {
+	if c == frame.OK {
+		return frame.Reset
+	}
+	return c
+}
+
+// present asks the handler and answers. A grant that was good and is refused now takes
+// its flows with it.
+func (r *remote) present(ctx context.Context, l *line, ref GrantRef, envelope []byte) error {
+	mt, code := r.s.handler.Present(ctx, r.id, r.hello, envelope)
+	if code == frame.OK {
+		code = r.accept(ref, mt)
+	}
+	if code != frame.OK {
+		r.closeTunnel(ref, code)
+	}
+	return l.write(frame.AppendPresented(nil, frame.Presented{Ref: uint64(ref), Code: code, Message: messageOf(code)}))
+}
+
+func messageOf(code frame.Code) string {
+	if code == frame.OK {
+		return ""
+	}
+	return code.Sentence()
+}
+
+// accept stores the micro-tunnel. A reference that named another grant before is closed first.
+func (r *remote) accept(ref GrantRef, mt MicroTunnel) frame.Code {
+	r.mu.Lock()
+	old := r.tunnels[ref]
+	r.mu.Unlock()
+	if old != nil && old.Grant != mt.Grant {
+		r.closeTunnel(ref, frame.Withdrawn)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return frame.Superseded
+	}
+	if old != nil && old.Grant == mt.Grant && !old.closed {
+		old.MicroTunnel = mt
+		return frame.OK
+	}
+	if r.tunnels[ref] == nil && len(r.tunnels) >= r.s.limits.GrantsPerPeer {
+		return frame.TooManyFlows
+	}
+	r.tunnels[ref] = &tunnel{MicroTunnel: mt, ref: ref}
+	return frame.OK
+}
+
+// withdraw forgets a micro-tunnel on the client's wish.
+func (r *remote) withdraw(ref GrantRef) {
+	r.closeTunnel(ref, frame.Withdrawn)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.tunnels, ref)
+	r.lastUsed = time.Now()
+}
+
+// closeTunnel marks the micro-tunnel and cuts its flows; it returns how many.
+func (r *remote) closeTunnel(ref GrantRef, code frame.Code) int {
+	r.mu.Lock()
+	t := r.tunnels[ref]
+	if t == nil {
+		r.mu.Unlock()
+		return 0
+	}
+	t.closed, t.code = true, code
+	r.lastUsed = time.Now()
+	cut := r.flowsOfLocked(t)
+	r.mu.Unlock()
+	for _, sf := range cut {
+		sf.abort(code)
+	}
+	return len(cut)
+}
+
+func (r *remote) flowsOfLocked(t *tunnel) []*serverFlow {
+	var out []*serverFlow
+	for _, sf := range r.flows {
+		if sf.tunnel == t {
+			out = append(out, sf)
+		}
+	}
+	return out
+}
+
+// closeGrant is closeTunnel for every reference of the grant, and tells the client.
+func (r *remote) closeGrant(g ids.GrantID, code frame.Code) int {
+	n := 0
+	for _, t := range r.tunnelsOf(g) {
+		n += r.closeTunnel(t.ref, code)
+		r.broadcast(frame.AppendWithdraw(nil, uint64(t.ref), code))
+	}
+	return n
+}
+
+func (r *remote) tunnelsOf(g ids.GrantID) []*tunnel {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*tunnel
+	for _, t := range r.tunnels {
+		if t.Grant == g && !t.closed {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+func (r *remote) setHeld(g ids.GrantID, on bool) {
+	for _, t := range r.tunnelsOf(g) {
+		r.mu.Lock()
+		t.held = on
+		flows := r.flowsOfLocked(t)
+		r.mu.Unlock()
+		for _, sf := range flows {
+			sf.hold(on)
+		}
+	}
+}
+
+// broadcast writes a control frame on every line, each in the background of nobody: a
+// write is bounded by controlTimeout and a failing line ends by itself.
+func (r *remote) broadcast(b []byte) {
+	r.mu.Lock()
+	lines := append([]*line(nil), r.lines...)
+	r.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, l := range lines {
+		wg.Go(func() { _ = l.write(b) }) // a dead line shows in its readers
+	}
+	wg.Wait()
+}
+
+// end cuts all flows and lines; the remote accepts nothing afterwards.
+func (r *remote) end(code frame.Code) int {
+	r.mu.Lock()
+	r.ended = true
+	lines := append([]*line(nil), r.lines...)
+	flows := make([]*serverFlow, 0, len(r.flows))
+	for _, sf := range r.flows {
+		flows = append(flows, sf)
+	}
+	for _, t := range r.tunnels {
+		t.closed, t.code = true, code
+	}
+	r.mu.Unlock()
+	for _, sf := range flows {
+		sf.abort(code)
+	}
+	for _, l := range lines {
+		l.kill(fmt.Errorf("link ended: %w", code.Err()))
+	}
+	return len(flows)
+}
+
+// watchGrants ends a line whose peer has no live micro-tunnel for too long.
+func (r *remote) watchGrants(ctx context.Context, l *line) error {
+	t := time.NewTicker(r.s.limits.PresentWithin)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-t.C:
+			if r.unused() {
+				return fmt.Errorf("%w: no grant within %s", ErrProtocol, r.s.limits.PresentWithin)
+			}
+		}
+	}
+}
+
+func (r *remote) unused() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, t := range r.tunnels {
+		if !t.closed {
+			return false
+		}
+	}
+	return true
+}
+
+// acceptStreams handles every stream of the client in a goroutine of work.
+func (r *remote) acceptStreams(ctx context.Context, l *line, work *sync.WaitGroup) error {
+	for {
+		st, err := l.c.AcceptStream(ctx)
+		if err != nil {
+			return fmt.Errorf("accept stream: %w", err)
+		}
+		work.Go(func() { r.stream(ctx, l, &countedStream{Stream: st, l: l}) })
+	}
+}
+
+// stream reads the first frame of a stream, which says what the stream is for.
+func (r *remote) stream(ctx context.Context, l *line, st carrier.Stream) {
+	defer st.Abort()
+	_ = st.SetReadDeadline(time.Now().Add(greetTimeout)) // checked by the read
+	h, payload, err := readFrame(st)
+	if err != nil {
+		return
+	}
+	_ = st.SetReadDeadline(time.Time{})
+	switch h.Type {
+	case frame.TypeOpen:
+		open, err := frame.ParseOpen(h, payload)
+		if err != nil {
+			r.refuseOpen(st, h.Value, codeOfParse(err))
+			return
+		}
+		r.open(ctx, l, st, open)
+	case frame.TypeAttach:
+		if a, err := frame.ParseAttach(h, payload); err == nil {
+			r.attach(l, st, a)
+		}
+	}
+}
+
+// datagrams hands UDP pieces to their flows.
+func (r *remote) datagrams(ctx context.Context, l *line) error {
+	for {
+		b, err := l.c.ReceiveDatagram(ctx)
+		if err != nil {
+			return fmt.Errorf("receive datagram: %w", err)
+		}
+		l.heard.Add(uint64(len(b)))
+		f, piece, err := frame.ParseFragment(b)
+		if err != nil {
+			continue // a malformed datagram is dropped like a lost one
+		}
+		r.mu.Lock()
+		sf := r.flows[f.Flow]
+		r.mu.Unlock()
+		if sf != nil {
+			sf.deliver(f, piece)
+		}
+	}
+}
+
+// bury forgets a flow and remembers its end for a while.
+func (r *remote) bury(id uint64, t tombstone) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.flows, id)
+	r.lastUsed = t.at
+	r.tombs[id] = t
+	r.tombList = append(r.tombList, id)
+	for len(r.tombList) > 0 {
+		first := r.tombList[0]
+		if len(r.tombList) <= maxTombstones && t.at.Sub(r.tombs[first].at) <= tombstoneFor {
+			return
+		}
+		delete(r.tombs, first)
+		r.tombList = r.tombList[1:]
+	}
+}
