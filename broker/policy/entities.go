@@ -13,14 +13,29 @@ import (
 )
 
 // entities builds the user and the app. Groups, tags and classes are only parents.
-func (s *state) entities() (types.EntityMap, error) {
+func (s *state) entities() (pair, error) {
 	user, app := s.userEntity(), s.appEntity()
 	for _, e := range []types.Entity{user, app} {
 		if err := s.rev.validator.Entity(e); err != nil {
-			return nil, fmt.Errorf("check entity against the schema: %w", err)
+			return pair{}, fmt.Errorf("check entity against the schema: %w", err)
 		}
 	}
-	return types.EntityMap{user.UID: user, app.UID: app}, nil
+	return pair{user, app}, nil
+}
+
+// pair is the whole entity graph of a request.
+type pair struct{ user, app types.Entity }
+
+// Get returns the user or the app.
+func (p pair) Get(id types.EntityUID) (types.Entity, bool) {
+	switch id {
+	case p.user.UID:
+		return p.user, true
+	case p.app.UID:
+		return p.app, true
+	default:
+		return types.Entity{}, false
+	}
 }
 
 func (s *state) userEntity() types.Entity {
@@ -33,6 +48,7 @@ func (s *state) userEntity() types.Entity {
 		UID:     uid(typeUser, id.User),
 		Parents: types.NewEntityUIDSet(groups...),
 		Attributes: types.NewRecord(types.RecordMap{
+			"groups":            uidSet(groups),
 			"groups_incomplete": types.Boolean(id.GroupsIncomplete),
 			"attrs":             s.attributes(OfUser, id.Attributes),
 		}),
@@ -41,20 +57,28 @@ func (s *state) userEntity() types.Entity {
 
 func (s *state) appEntity() types.Entity {
 	app := &s.in.App
-	parents := []types.EntityUID{uid(typeClass, app.Class)}
-	for _, t := range app.Tags {
-		parents = append(parents, uid(typeTag, t))
+	class := uid(typeClass, app.Class)
+	tags := make([]types.EntityUID, len(app.Tags))
+	for i, t := range app.Tags {
+		tags[i] = uid(typeTag, t)
 	}
 	return types.Entity{
 		UID:     uid(typeApp, app.ID),
-		Parents: types.NewEntityUIDSet(parents...),
+		Parents: types.NewEntityUIDSet(append([]types.EntityUID{class}, tags...)...),
 		Attributes: types.NewRecord(types.RecordMap{
-			"class": types.String(app.Class), "name": types.String(app.Name), "protocol": types.String(app.Protocol),
-			"tags":      stringSet(app.Tags),
+			"class": class, "tags": uidSet(tags), "name": types.String(app.Name), "protocol": types.String(app.Protocol),
 			"min_level": types.Long(app.MinLevel), "min_score": types.Long(app.MinScore),
 			"attrs": s.attributes(OfApp, app.Attributes),
 		}),
 	}
+}
+
+func uidSet(l []types.EntityUID) types.Set {
+	out := make([]types.Value, len(l))
+	for i, e := range l {
+		out[i] = e
+	}
+	return types.NewSet(out...)
 }
 
 // attributes keeps what is declared and of the declared type; the rest is missing.

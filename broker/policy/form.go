@@ -31,14 +31,18 @@ func (c *compiler) form(r *Rule) (*compiled, error) {
 	if p.deny {
 		tree = ast.Forbid()
 	}
-	tree = appScope(whoScope(tree.PrincipalIs(typeUser), r.Who, p.deny), r.Apps)
-	tree = tree.ActionInSet(actions(r.Verbs)...)
+	var scopes [3]ast.Node // what the scope cannot say; last, as the index has mostly seen to it
+	tree, scopes[0] = whoScope(tree, r.Who, p.deny)
+	tree, scopes[1] = appScope(tree, r.Apps)
+	tree, scopes[2] = verbScope(tree, r.Verbs)
 	selects, err := c.selectors(r, p)
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range selects {
-		tree = tree.When(n)
+	for _, n := range append(selects, scopes[:]...) {
+		if n.AsIsNode() != nil {
+			tree = tree.When(n)
+		}
 	}
 	p.reqs = append(p.reqs, requirements(r.Conditions)...)
 	p.policy = cedar.NewPolicyFromAST(withRequirements(tree, requirements(r.Conditions), p.deny))
@@ -73,53 +77,63 @@ func verbMask(verbs []Verb) uint8 {
 	return m
 }
 
-func actions(verbs []Verb) []types.EntityUID {
-	if len(verbs) == 0 {
-		verbs = Verbs()
-	}
-	out := make([]types.EntityUID, len(verbs))
-	for i, v := range verbs {
-		out[i] = uid(typeAction, v)
-	}
-	return out
-}
-
 // whoScope adds the people. For a deny, a user whose groups are not all known is in the group.
-func whoScope(tree *ast.Policy, w Who, deny bool) *ast.Policy {
-	if w.SignedIn {
-		return tree
+// Several names are tested by set membership, because "in" a set allocates at each evaluation.
+func whoScope(tree *ast.Policy, w Who, deny bool) (*ast.Policy, ast.Node) {
+	switch {
+	case w.SignedIn:
+		return tree.PrincipalIs(typeUser), ast.Node{}
+	case len(w.Users) == 1 && len(w.Groups) == 0:
+		return tree.PrincipalEq(uid(typeUser, w.Users[0])), ast.Node{}
+	case len(w.Users) == 0 && len(w.Groups) == 1 && !deny:
+		return tree.PrincipalIsIn(typeUser, uid(typeGroup, w.Groups[0])), ast.Node{}
 	}
 	var any []ast.Node
 	if len(w.Users) > 0 {
-		any = append(any, ast.Principal().In(set(typeUser, w.Users)))
+		any = append(any, set(typeUser, w.Users).Contains(ast.Principal()))
 	}
 	if len(w.Groups) > 0 {
-		any = append(any, ast.Principal().In(set(typeGroup, w.Groups)))
+		any = append(any, ast.Principal().Access("groups").ContainsAny(set(typeGroup, w.Groups)))
 		if deny {
 			any = append(any, ast.Principal().Access("groups_incomplete"))
 		}
 	}
-	return tree.When(or(any))
+	return tree.PrincipalIs(typeUser), or(any)
 }
 
-func appScope(tree *ast.Policy, a Apps) *ast.Policy {
-	if a.Any {
-		return tree.ResourceIs(typeApp)
-	}
-	if len(a.IDs) == 1 && len(a.Tags)+len(a.Classes) == 0 {
-		return tree.ResourceEq(uid(typeApp, a.IDs[0]))
+func appScope(tree *ast.Policy, a Apps) (*ast.Policy, ast.Node) {
+	switch {
+	case a.Any:
+		return tree.ResourceIs(typeApp), ast.Node{}
+	case len(a.IDs) == 1 && len(a.Tags)+len(a.Classes) == 0:
+		return tree.ResourceEq(uid(typeApp, a.IDs[0])), ast.Node{}
+	case len(a.Tags) == 1 && len(a.IDs)+len(a.Classes) == 0:
+		return tree.ResourceIsIn(typeApp, uid(typeTag, a.Tags[0])), ast.Node{}
+	case len(a.Classes) == 1 && len(a.IDs)+len(a.Tags) == 0:
+		return tree.ResourceIsIn(typeApp, uid(typeClass, a.Classes[0])), ast.Node{}
 	}
 	var any []ast.Node
 	if len(a.IDs) > 0 {
-		any = append(any, ast.Resource().In(set(typeApp, a.IDs)))
+		any = append(any, set(typeApp, a.IDs).Contains(ast.Resource()))
 	}
 	if len(a.Tags) > 0 {
-		any = append(any, ast.Resource().In(set(typeTag, a.Tags)))
+		any = append(any, ast.Resource().Access("tags").ContainsAny(set(typeTag, a.Tags)))
 	}
 	if len(a.Classes) > 0 {
-		any = append(any, ast.Resource().In(set(typeClass, a.Classes)))
+		any = append(any, set(typeClass, a.Classes).Contains(ast.Resource().Access("class")))
 	}
-	return tree.ResourceIs(typeApp).When(or(any))
+	return tree.ResourceIs(typeApp), or(any)
+}
+
+// verbScope leaves the action open when the rule speaks about every verb.
+func verbScope(tree *ast.Policy, verbs []Verb) (*ast.Policy, ast.Node) {
+	switch len(verbs) {
+	case 0, len(Verbs()):
+		return tree, ast.Node{}
+	case 1:
+		return tree.ActionEq(uid(typeAction, verbs[0])), ast.Node{}
+	}
+	return tree, set(typeAction, verbs).Contains(ast.Action())
 }
 
 func set[S ~string](t types.EntityType, names []S) ast.Node {
@@ -148,6 +162,13 @@ func (c *compiler) selectors(r *Rule, p *compiled) ([]ast.Node, error) {
 			p.reqs = append(p.reqs, q)
 		}
 	}
+	for _, t := range r.Conditions.Attributes {
+		n, err := c.attribute(t, p.deny)
+		if err != nil {
+			return nil, err
+		}
+		add(n, c.attributeReq(t))
+	}
 	if s := r.Conditions.Schedule; s != "" {
 		i := slices.Index(c.scheduleNames, s)
 		p.schedules |= 1 << i
@@ -157,13 +178,6 @@ func (c *compiler) selectors(r *Rule, p *compiled) ([]ast.Node, error) {
 		return nil, err
 	} else if len(nets) > 0 {
 		add(sourceIn(nets, p.deny), networkReq(nets))
-	}
-	for _, t := range r.Conditions.Attributes {
-		n, err := c.attribute(t, p.deny)
-		if err != nil {
-			return nil, err
-		}
-		add(n, c.attributeReq(t))
 	}
 	return out, nil
 }

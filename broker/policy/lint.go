@@ -118,6 +118,10 @@ func lintUses(n xast.IsNode, deny bool) error {
 			if deny && mentionsGroup(x.Entity) {
 				err = errGroupIn
 			}
+		case xast.NodeTypeAccess:
+			if deny && x.Value == "groups" {
+				err = errGroupIn
+			}
 		case xast.NodeTypeHas:
 			path, ok := contextPath(x.Arg)
 			if ok && len(path) > 0 {
@@ -125,11 +129,11 @@ func lintUses(n xast.IsNode, deny bool) error {
 			}
 			return !ok
 		}
-		if path, ok := contextPath(n); ok {
+		if path, ok := contextPath(n); ok && err == nil {
 			err = plain(path)
 			return false
 		}
-		return true
+		return err == nil
 	})
 	return err
 }

@@ -36,8 +36,8 @@ func standardAges() []Duration {
 func (c *compiler) schemaText() string {
 	var b strings.Builder
 	b.WriteString(schemaHead)
-	fmt.Fprintf(&b, "entity User in [Group] = { groups_incomplete: Bool, attrs: { %s } };\n", c.attrFields(OfUser))
-	fmt.Fprintf(&b, "entity App in [Tag, Class] = { class: String, name: String, protocol: String, tags: Set<String>, "+
+	fmt.Fprintf(&b, "entity User in [Group] = { groups: Set<Group>, groups_incomplete: Bool, attrs: { %s } };\n", c.attrFields(OfUser))
+	fmt.Fprintf(&b, "entity App in [Tag, Class] = { class: Class, tags: Set<Tag>, name: String, protocol: String, "+
 		"min_level: Long, min_score: Long, attrs: { %s } };\n", c.attrFields(OfApp))
 	b.WriteString("type Context = {\n")
 	b.WriteString("\tdevice: { id: String, registered: Bool, level: Long, score: Long },\n")
