@@ -3,19 +3,10 @@
 // writes here: Append before the action, and the action fails when it fails; AppendBestEffort
 // for denials and revocations, which never wait for the disk. It must not be used as a log.
 //
-// Each writer (a broker, a connector) has one hash chain of records. A record is one line of
-// JSON, at most MaxLine bytes without the line feed:
-//
-//	{"v":1,"writer":"con_..","seq":7,"time_ms":1700000000000,"prev":"<64 hex>","kind":"flow_open",...}
-//
-// prev is the hash of the record before it, zeros for seq 1, and
-//
-//	hash = SHA-256("postern audit/1" 0x00 | the line as it stands)
-//
-// so whoever reads a record hashes the bytes that came, and never encodes again. Signed
-// segments (proto/seal, domain Segment) fix the hash at their end; the records of a segment
-// may be archived and dropped, and the rest still verifies. Heads that others remember show a
-// tail that was cut after the last segment.
+// Each writer (a broker, a connector) has one hash chain of records; the line format is
+// proto/chain. Signed segments (proto/seal, domain Segment) fix the hash at their end; the
+// records of a segment may be archived and dropped, and the rest still verifies. Heads that
+// others remember show a tail that was cut after the last segment.
 //
 // Personal values are sealed with a key per user; erasing the key erases them everywhere,
 // and no hash changes. A Log is safe for concurrent use.

@@ -3,12 +3,14 @@ package audit
 import (
 	"errors"
 	"fmt"
+
+	"github.com/postern-zt/postern/proto/chain"
 )
 
 // Errors for errors.Is.
 var (
 	// ErrMalformed: a line is no record, or breaks a limit.
-	ErrMalformed = errors.New("malformed audit record")
+	ErrMalformed = chain.ErrMalformed
 	// ErrForked: a writer sent a record that differs from the one stored under its number.
 	ErrForked = errors.New("the writer's audit chain forked")
 	// ErrErased: the personal values of this user were erased.

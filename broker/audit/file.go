@@ -116,7 +116,7 @@ func (f *fileWriter) line(b []byte) error {
 // VerifyFile checks an exported file without the store: what Verify checks, and that the
 // file is complete. It returns an error only when r fails or is no export at all.
 func VerifyFile(r io.Reader, trusted seal.Keys, remembered []Head) (Report, error) {
-	f := &fileVerifier{verification: newVerification(trusted, remembered), open: make(map[string]*chain), failed: make(map[string]error)}
+	f := &fileVerifier{verification: newVerification(trusted, remembered), open: make(map[string]*track), failed: make(map[string]error)}
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 0, maxFileLine), maxFileLine)
 	for in.Scan() {
@@ -137,7 +137,7 @@ type fileVerifier struct {
 	lines  int
 	ended  bool
 	order  []string
-	open   map[string]*chain
+	open   map[string]*track
 	failed map[string]error // the first break of a chain, its later lines are skipped
 }
 
@@ -159,9 +159,9 @@ func (f *fileVerifier) line(line []byte) error {
 			return fmt.Errorf("%w: not an export of the format %s", ErrMalformed, fileFormat)
 		}
 	case l.Segment != nil:
-		f.feed(l.Segment.Writer, func(c *chain) error { return c.segment(f.trusted, l.Segment.Signed, !l.Segment.Dropped) })
+		f.feed(l.Segment.Writer, func(c *track) error { return c.segment(f.trusted, l.Segment.Signed, !l.Segment.Dropped) })
 	case l.Head != nil:
-		f.feed(l.Head.Writer, func(c *chain) error { return c.atHead(*l.Head) })
+		f.feed(l.Head.Writer, func(c *track) error { return c.atHead(*l.Head) })
 	case l.End != nil:
 		f.ended = l.End.Lines == f.lines-1
 	default:
@@ -181,17 +181,17 @@ func (f *fileVerifier) record(line []byte) error {
 		}
 		writer = f.order[len(f.order)-1]
 	}
-	f.feed(writer, func(c *chain) error {
+	f.feed(writer, func(c *track) error {
 		_, err := c.line(line)
 		return err
 	})
 	return nil
 }
 
-func (f *fileVerifier) feed(writer string, step func(*chain) error) {
+func (f *fileVerifier) feed(writer string, step func(*track) error) {
 	c, ok := f.open[writer]
 	if !ok {
-		c = f.chain(writer)
+		c = f.track(writer)
 		f.open[writer] = c
 		f.order = append(f.order, writer)
 	}
@@ -208,7 +208,7 @@ func (f *fileVerifier) feed(writer string, step func(*chain) error) {
 }
 
 // atHead checks the head line of a file.
-func (c *chain) atHead(h Head) error {
+func (c *track) atHead(h Head) error {
 	if c.seq != h.Seq || c.hash != h.Hash {
 		return c.broken(c.seq+1, "missing: the exported head is %d", h.Seq)
 	}

@@ -65,7 +65,7 @@ func parseShipped(writer string, lines [][]byte) ([]shipped, error) {
 		if i > 0 && (r.Seq != rows[i-1].Seq+1 || r.Prev != rows[i-1].Hash) {
 			return nil, fmt.Errorf("record %d: %w: does not follow the one before it", r.Seq, ErrForked)
 		}
-		rows = append(rows, shipped{Row: r.row(line), prev: r.Prev})
+		rows = append(rows, shipped{Row: rowOf(r, line), prev: r.Prev})
 	}
 	return rows, nil
 }

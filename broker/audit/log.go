@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/postern-zt/postern/proto/chain"
 	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/seal"
 )
@@ -202,14 +203,18 @@ func (l *Log) writeGroup(ctx context.Context, group []*pending) error {
 
 // next makes the row after head.
 func (l *Log) next(ctx context.Context, head Head, ev Event) (Row, error) {
-	r := Record{V: version, Writer: l.writer, Seq: head.Seq + 1, TimeMS: time.Now().UnixMilli(), Prev: head.Hash, Event: ev}
-	if err := r.checkFields(); err != nil {
-		return Row{}, err
-	}
+	r := Record{V: chain.Version, Writer: l.writer, Seq: head.Seq + 1, TimeMS: time.Now().UnixMilli(), Prev: head.Hash, Event: ev}
 	if err := l.sealPersonal(ctx, &r); err != nil {
 		return Row{}, err
 	}
-	return rowOf(r)
+	line, err := chain.Encode(r)
+	if err != nil {
+		return Row{}, err
+	}
+	if r, err = ParseLine(line); err != nil { // the limits hold for our own records too
+		return Row{}, err
+	}
+	return rowOf(r, line), nil
 }
 
 // Head returns the end of a writer's chain, to be remembered by others.

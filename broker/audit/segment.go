@@ -14,6 +14,7 @@ import (
 const (
 	defaultSegmentRecords = 1024
 	defaultSegmentEvery   = 10 * time.Minute
+	segmentVersion        = 1
 )
 
 // Segment is a signed range of a chain as it rests in the store.
@@ -41,7 +42,7 @@ type segmentBody struct {
 }
 
 func (l *Log) seal(b segmentBody) (Segment, error) {
-	b.V, b.TimeMS = version, time.Now().UnixMilli()
+	b.V, b.TimeMS = segmentVersion, time.Now().UnixMilli()
 	payload, err := json.Marshal(b)
 	if err != nil {
 		return Segment{}, fmt.Errorf("encode segment: %w", err)
@@ -62,7 +63,7 @@ func openSegment(trusted seal.Keys, signed []byte) (segmentBody, error) {
 	if err := json.Unmarshal(payload, &b); err != nil {
 		return segmentBody{}, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	if b.V != version || b.First == 0 || b.Last < b.First {
+	if b.V != segmentVersion || b.First == 0 || b.Last < b.First {
 		return segmentBody{}, fmt.Errorf("%w: segment range", ErrMalformed)
 	}
 	return b, nil
@@ -111,7 +112,7 @@ func (l *Log) signedThrough(ctx context.Context, writer string) (Head, error) {
 // signRows signs rows as one segment, after checking that they are a chain after start: a
 // signature must not cover what was changed before it.
 func (l *Log) signRows(ctx context.Context, start Head, rows []Row) error {
-	c := chain{writer: start.Writer, seq: start.Seq, hash: start.Hash}
+	c := track{writer: start.Writer, seq: start.Seq, hash: start.Hash}
 	for _, row := range rows {
 		if err := c.row(row); err != nil {
 			return err

@@ -34,9 +34,9 @@ type WriterReport struct {
 	Missing uint64 // records that never arrived, by signed gaps
 }
 
-// chain is the place at which the verification of one writer stands. It is fed records and
+// track is the place at which the verification of one writer stands. It is fed records and
 // segments in their order; the segment after the records that it covers.
-type chain struct {
+type track struct {
 	writer     string
 	seq        uint64
 	hash       Hash
@@ -45,12 +45,12 @@ type chain struct {
 	report     WriterReport
 }
 
-func (c *chain) broken(seq uint64, format string, args ...any) error {
+func (c *track) broken(seq uint64, format string, args ...any) error {
 	return &Break{Writer: c.writer, Seq: seq, Reason: fmt.Sprintf(format, args...)}
 }
 
 // line takes the next record.
-func (c *chain) line(line []byte) (Record, error) {
+func (c *track) line(line []byte) (Record, error) {
 	r, err := ParseLine(line)
 	switch {
 	case err != nil:
@@ -74,12 +74,12 @@ func (c *chain) line(line []byte) (Record, error) {
 }
 
 // row takes the next record and compares the columns that repeat it.
-func (c *chain) row(row Row) error {
+func (c *track) row(row Row) error {
 	r, err := c.line(row.Line)
 	if err != nil {
 		return err
 	}
-	want := r.row(row.Line)
+	want := rowOf(r, row.Line)
 	same := row.Seq == want.Seq && row.Hash == want.Hash && row.At.Equal(want.At) && row.Kind == want.Kind &&
 		row.User == want.User && row.Device == want.Device && row.Session == want.Session &&
 		row.App == want.App && row.Receipt == want.Receipt
@@ -90,7 +90,7 @@ func (c *chain) row(row Row) error {
 }
 
 // segment takes a signed segment. present says that its records were fed before it.
-func (c *chain) segment(trusted seal.Keys, signed []byte, present bool) error {
+func (c *track) segment(trusted seal.Keys, signed []byte, present bool) error {
 	b, err := openSegment(trusted, signed)
 	if err != nil {
 		return c.broken(c.segEnd.Seq+1, "segment: %v", err)
@@ -115,7 +115,7 @@ func (c *chain) segment(trusted seal.Keys, signed []byte, present bool) error {
 }
 
 // skip moves over a segment whose records are not there.
-func (c *chain) skip(b segmentBody) error {
+func (c *track) skip(b segmentBody) error {
 	if c.seq != b.First-1 || c.hash != b.Prev {
 		return c.broken(c.seq+1, "records overlap the dropped segment %d to %d", b.First, b.Last)
 	}
@@ -132,7 +132,7 @@ func (c *chain) skip(b segmentBody) error {
 }
 
 // end checks that the chain reaches to what is remembered.
-func (c *chain) end() error {
+func (c *track) end() error {
 	c.report.Writer, c.report.Head = c.writer, Head{Writer: c.writer, Seq: c.seq, Hash: c.hash}
 	if len(c.remembered) == 0 {
 		return nil
@@ -162,12 +162,12 @@ func newVerification(trusted seal.Keys, remembered []Head) *verification {
 	return v
 }
 
-func (v *verification) chain(writer string) *chain {
-	return &chain{writer: writer, segEnd: Head{Writer: writer}, remembered: v.remembered[writer]}
+func (v *verification) track(writer string) *track {
+	return &track{writer: writer, segEnd: Head{Writer: writer}, remembered: v.remembered[writer]}
 }
 
 // close adds the result of one chain; err is nil or where it broke.
-func (v *verification) close(c *chain, err error) error {
+func (v *verification) close(c *track, err error) error {
 	v.done[c.writer] = true
 	if end := c.end(); err == nil {
 		err = end
@@ -186,7 +186,7 @@ func (v *verification) close(c *chain, err error) error {
 func (v *verification) finish() Report {
 	for _, writer := range slices.Sorted(maps.Keys(v.remembered)) {
 		if !v.done[writer] {
-			_ = v.close(v.chain(writer), nil) // only breaks can come
+			_ = v.close(v.track(writer), nil) // only breaks can come
 		}
 	}
 	return v.report
@@ -202,7 +202,7 @@ func (l *Log) Verify(ctx context.Context, trusted seal.Keys, remembered []Head) 
 	}
 	v := newVerification(trusted, remembered)
 	for _, head := range heads {
-		c := v.chain(head.Writer)
+		c := v.track(head.Writer)
 		err := l.verifyChain(ctx, c, trusted, head)
 		if err := v.close(c, err); err != nil {
 			return Report{}, fmt.Errorf("verify audit of %s: %w", head.Writer, err)
@@ -212,7 +212,7 @@ func (l *Log) Verify(ctx context.Context, trusted seal.Keys, remembered []Head) 
 }
 
 // verifyChain walks over segments and rows up to head, which was read before.
-func (l *Log) verifyChain(ctx context.Context, c *chain, trusted seal.Keys, head Head) error {
+func (l *Log) verifyChain(ctx context.Context, c *track, trusted seal.Keys, head Head) error {
 	err := l.walk(ctx, head, c.row, func(s Segment) error {
 		return c.segment(trusted, s.Signed, !s.Dropped)
 	})
