@@ -15,6 +15,8 @@ func TestRulesFindPlantedDefects(t *testing.T) {
 	}{
 		{"role imports role", "client/a/a.go", `package a; import _ "` + module + `/broker/b"`, layerFindings, "client may not import broker/b"},
 		{"platform imports proto", "platform/a/a.go", `package a; import _ "` + module + `/proto/ids"`, layerFindings, "platform may not import proto/ids"},
+		{"leaf imports leaf", "platform/a/a.go", `package a; import _ "` + module + `/platform/b"`, layerFindings, "platform may not import platform/b"},
+		{"fake imports its leaf", "platform/a/atest/a.go", `package atest; import _ "` + module + `/platform/a"`, layerFindings, ""},
 		{"netstack imports platform", "netstack/a/a.go", `package a; import _ "` + module + `/platform/tun"`, layerFindings, "may not import"},
 		{"role imports netstack", "client/a/a.go", `package a; import _ "` + module + `/netstack/link"`, layerFindings, ""},
 		{"program imports harness", "client/a/a.go", `package a; import _ "` + module + `/test/netlab"`, layerFindings, "client may not import test/netlab"},

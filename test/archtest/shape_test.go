@@ -91,7 +91,7 @@ var backgroundAllowed string
 func backgroundFindings(all tree, allowed []string) []string {
 	var found []string
 	for _, f := range all {
-		if f.isTest() || f.inCmd() || f.generated() || f.top() == "test" || slices.Contains(allowed, f.path) {
+		if f.isTest() || f.isFake() || f.inCmd() || f.generated() || f.top() == "test" || slices.Contains(allowed, f.path) {
 			continue
 		}
 		for _, name := range []string{"Background", "TODO"} {

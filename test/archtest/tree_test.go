@@ -39,6 +39,9 @@ func (f file) top() string     { return strings.SplitN(f.path, "/", 2)[0] }
 func (f file) isTest() bool    { return strings.HasSuffix(f.path, "_test.go") }
 func (f file) generated() bool { return ast.IsGenerated(f.ast) }
 
+// isFake tells whether the file belongs to the doubles of a package, <pkg>test.
+func (f file) isFake() bool { return strings.HasSuffix(f.dir(), "test") }
+
 // inCmd tells whether the file belongs to a main.
 func (f file) inCmd() bool { return strings.Contains("/"+f.path, "/cmd/") }
 
