@@ -1900,10 +1900,13 @@ func (x *WhyResponse) GetText() string {
 }
 
 type WatchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// epoch, sequence and revoked are what a connector has applied and still holds; all
+	// zero after its start.
+	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Revoked       uint64 `protobuf:"varint,4,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1955,6 +1958,13 @@ func (x *WatchRequest) GetEpoch() uint64 {
 func (x *WatchRequest) GetSequence() uint64 {
 	if x != nil {
 		return x.Sequence
+	}
+	return 0
+}
+
+func (x *WatchRequest) GetRevoked() uint64 {
+	if x != nil {
+		return x.Revoked
 	}
 	return 0
 }
@@ -3574,8 +3584,11 @@ func (*RelayPush_Reconnect) isRelayPush_News() {}
 
 // Cut ends links at the relay: nothing is left on them, or the connector did not answer.
 type Cut struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Handles       []uint64               `protobuf:"varint,1,rep,packed,name=handles,proto3" json:"handles,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Handles []uint64               `protobuf:"varint,1,rep,packed,name=handles,proto3" json:"handles,omitempty"`
+	// holders are key ids whose tickets of before at_ms are void.
+	Holders       [][]byte `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	AtMs          int64    `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3615,6 +3628,20 @@ func (x *Cut) GetHandles() []uint64 {
 		return x.Handles
 	}
 	return nil
+}
+
+func (x *Cut) GetHolders() [][]byte {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+func (x *Cut) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
 }
 
 type RelayReportRequest struct {
@@ -3868,11 +3895,12 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vWhyResponse\x125\n" +
 	"\areceipt\x18\x01 \x01(\v2\x1b.postern.control.v1.ReceiptR\areceipt\x12\x14\n" +
 	"\x05known\x18\x02 \x01(\bR\x05known\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text\"Z\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"t\n" +
 	"\fWatchRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\x86\x03\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x18\n" +
+	"\arevoked\x18\x04 \x01(\x04R\arevoked\"\x86\x03\n" +
 	"\n" +
 	"DevicePush\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3980,9 +4008,11 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x04keys\x18\x04 \x01(\v2\x18.postern.control.v1.KeysH\x00R\x04keys\x12+\n" +
 	"\x03cut\x18\x05 \x01(\v2\x17.postern.control.v1.CutH\x00R\x03cut\x12=\n" +
 	"\treconnect\x18\x06 \x01(\v2\x1d.postern.control.v1.ReconnectH\x00R\treconnectB\x06\n" +
-	"\x04news\"\x1f\n" +
+	"\x04news\"N\n" +
 	"\x03Cut\x12\x18\n" +
-	"\ahandles\x18\x01 \x03(\x04R\ahandles\"\xdd\x01\n" +
+	"\ahandles\x18\x01 \x03(\x04R\ahandles\x12\x18\n" +
+	"\aholders\x18\x02 \x03(\fR\aholders\x12\x13\n" +
+	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\"\xdd\x01\n" +
 	"\x12RelayReportRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05links\x18\x02 \x01(\x04R\x05links\x12\x14\n" +

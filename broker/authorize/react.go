@@ -1,0 +1,255 @@
+package authorize
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/postern-zt/postern/broker/catalog"
+	"github.com/postern-zt/postern/broker/directory"
+	"github.com/postern-zt/postern/broker/grants"
+	"github.com/postern-zt/postern/broker/registry"
+	"github.com/postern-zt/postern/broker/session"
+	"github.com/postern-zt/postern/proto/ids"
+)
+
+const (
+	// dueEvery is the longest wait before grants whose time has come are decided again.
+	dueEvery = time.Second
+	// acknowledgeWithin is how long a connector has before the relay cuts the link
+	// (decisions rule 9).
+	acknowledgeWithin = time.Second
+)
+
+// Change is a change event of the store.
+type Change struct{ Topic, Key string }
+
+// Changes is a batch of them; Reread says that anything may have changed.
+type Changes struct {
+	List   []Change
+	Reread bool
+}
+
+// Listener hears what a change means for those who are connected.
+type Listener interface {
+	// GrantsEnded tells the device and the connectors of revoked grants.
+	GrantsEnded(list []Ended)
+	// CatalogChanged tells every device and connector to read apps anew; PolicyChanged
+	// tells devices that denials may be over.
+	CatalogChanged()
+	PolicyChanged()
+	// UserChanged, SessionChanged, DeviceChanged, ConnectorChanged and RelaysChanged name
+	// whose state is new.
+	UserChanged(id ids.UserID)
+	SessionChanged(id ids.SessionID)
+	DeviceChanged(id ids.DeviceID)
+	ConnectorChanged(id ids.ConnectorID)
+	RelaysChanged()
+	// CutLinks ends at the relays the links of grants whose connectors did not answer.
+	CutLinks(list []Ended)
+}
+
+// ReactorConfig is what a Reactor needs.
+type ReactorConfig struct {
+	Authorizer *Authorizer
+	Ledger     *grants.Ledger
+	Sources    Sources
+	// Watch yields batches until ctx ends.
+	Watch func(ctx context.Context) iter.Seq2[Changes, error]
+	// Reload reads catalog, policy, keys and revocations anew, as far as topics ask;
+	// empty asks for all.
+	Reload   func(ctx context.Context, topics map[string]bool) error
+	Topics   Topics
+	Listener Listener
+	Now      func() time.Time
+	Log      *slog.Logger
+}
+
+// Topics are the names of events that belong to packages which authorize does not import.
+type Topics struct{ Policy, Revocation string }
+
+// Reactor finds out which grants a change touches, and has exactly those decided again.
+type Reactor struct {
+	cfg ReactorConfig
+	log *slog.Logger
+
+	mu    sync.Mutex // guards uncut
+	uncut []uncut
+}
+
+// uncut is a batch of ended grants whose connectors have not acknowledged yet.
+type uncut struct {
+	at    time.Time
+	ended []Ended
+}
+
+// NewReactor returns a Reactor.
+func NewReactor(cfg ReactorConfig) *Reactor {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Reactor{cfg: cfg, log: cfg.Log.With("component", "reactor")}
+}
+
+// Run follows the changes until ctx ends. A batch is carried out before the next is read,
+// and nothing is queued meanwhile.
+func (r *Reactor) Run(ctx context.Context) error {
+	for batch, err := range r.cfg.Watch(ctx) {
+		if err != nil {
+			r.log.WarnContext(ctx, "changes not read", "error", err)
+			continue
+		}
+		if err := r.handle(ctx, batch); err != nil && ctx.Err() == nil {
+			r.log.ErrorContext(ctx, "change not carried out", "error", err)
+		}
+	}
+	return nil
+}
+
+// RunDue decides again those grants whose time has come.
+func (r *Reactor) RunDue(ctx context.Context) error {
+	timer := time.NewTimer(dueEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		r.cutLate(r.cfg.Now())
+		due, next := r.cfg.Ledger.Due(r.cfg.Now())
+		r.reevaluate(ctx, due, grants.CauseNoLonger)
+		wait := dueEvery
+		if !next.IsZero() {
+			wait = min(wait, max(10*time.Millisecond, next.Sub(r.cfg.Now())))
+		}
+		if len(due) > 0 {
+			wait = max(wait, 100*time.Millisecond)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// handle carries out one batch: first what must be read anew, then who must be judged.
+func (r *Reactor) handle(ctx context.Context, b Changes) error {
+	topics := make(map[string]bool, len(b.List))
+	for _, c := range b.List {
+		topics[c.Topic] = true
+	}
+	if b.Reread {
+		topics = nil
+	}
+	if err := r.cfg.Reload(ctx, topics); err != nil {
+		// What was read before stays in force; revocation goes on with it.
+		r.log.ErrorContext(ctx, "state not read anew", "error", err)
+	}
+	if b.Reread {
+		r.everything(ctx)
+		return nil
+	}
+	var errs []error
+	for _, c := range b.List {
+		errs = append(errs, r.change(ctx, c))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reactor) everything(ctx context.Context) {
+	r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.Everything()), grants.CauseNoLonger)
+	r.cfg.Listener.CatalogChanged()
+	r.cfg.Listener.RelaysChanged()
+}
+
+// change carries out one event.
+func (r *Reactor) change(ctx context.Context, c Change) error {
+	l := r.cfg.Listener
+	switch c.Topic {
+	case directory.TopicUser:
+		r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.User(ids.UserID(c.Key))), grants.CauseNoLonger)
+		l.UserChanged(ids.UserID(c.Key))
+	case directory.TopicGroup:
+		r.everythingBecause(ctx, grants.CauseNoLonger)
+		l.PolicyChanged()
+	case registry.TopicDevice, registry.TopicFacts:
+		return r.device(ctx, ids.DeviceID(c.Key), c.Topic)
+	case session.Topic:
+		r.session(ctx, ids.SessionID(c.Key))
+	case catalog.TopicApp:
+		r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.App(ids.AppID(c.Key))), grants.CauseAppChanged)
+		l.CatalogChanged()
+	case catalog.TopicSite, catalog.TopicSuffix:
+		l.CatalogChanged()
+	case registry.TopicConnector:
+		l.ConnectorChanged(ids.ConnectorID(c.Key))
+	case registry.TopicRelay:
+		l.RelaysChanged()
+	case r.cfg.Topics.Policy:
+		r.everythingBecause(ctx, grants.CausePolicyChanged)
+		l.PolicyChanged()
+	}
+	return nil
+}
+
+func (r *Reactor) everythingBecause(ctx context.Context, cause grants.Cause) {
+	r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.Everything()), cause)
+}
+
+func (r *Reactor) device(ctx context.Context, id ids.DeviceID, topic string) error {
+	d, err := r.cfg.Sources.Device(ctx, id)
+	if err != nil {
+		return err
+	}
+	cause := grants.CauseFactsChanged
+	if topic == registry.TopicDevice {
+		cause = grants.CauseDeviceBlocked
+		r.cfg.Listener.DeviceChanged(id)
+	}
+	r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.Device(d.Identity.Key)), cause)
+	return nil
+}
+
+func (r *Reactor) session(ctx context.Context, id ids.SessionID) {
+	if id == "" {
+		r.everythingBecause(ctx, grants.CauseSessionEnded)
+		return
+	}
+	r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.Session(id)), grants.CauseSessionEnded)
+	r.cfg.Listener.SessionChanged(id)
+}
+
+// reevaluate has grants decided again and tells who must know.
+func (r *Reactor) reevaluate(ctx context.Context, list []*grants.Grant, cause grants.Cause) {
+	if len(list) == 0 {
+		return
+	}
+	if ended := r.cfg.Authorizer.Reevaluate(ctx, list, cause); len(ended) > 0 {
+		r.Ended(ended)
+	}
+}
+
+// Ended tells devices and connectors; RunDue tells the relays about connectors that did
+// not acknowledge in time.
+func (r *Reactor) Ended(ended []Ended) {
+	r.cfg.Listener.GrantsEnded(ended)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uncut = append(r.uncut, uncut{at: r.cfg.Now().Add(acknowledgeWithin), ended: ended})
+}
+
+// cutLate hands batches whose time is over to the listener.
+func (r *Reactor) cutLate(now time.Time) {
+	r.mu.Lock()
+	n := 0
+	for n < len(r.uncut) && !now.Before(r.uncut[n].at) {
+		n++
+	}
+	late := r.uncut[:n:n]
+	r.uncut = r.uncut[n:]
+	r.mu.Unlock()
+	for _, u := range late {
+		r.cfg.Listener.CutLinks(u.ended)
+	}
+}

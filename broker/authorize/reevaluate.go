@@ -1,0 +1,186 @@
+package authorize
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/postern-zt/postern/broker/catalog"
+	"github.com/postern-zt/postern/broker/directory"
+	"github.com/postern-zt/postern/broker/grants"
+	"github.com/postern-zt/postern/broker/policy"
+	"github.com/postern-zt/postern/broker/registry"
+	"github.com/postern-zt/postern/broker/session"
+	"github.com/postern-zt/postern/proto/chain"
+	"github.com/postern-zt/postern/proto/ids"
+)
+
+// Ended is a grant that a re-evaluation or an admin has ended.
+type Ended struct {
+	Grant      *grants.Grant
+	Cause      grants.Cause
+	Record     policy.Record
+	Connectors []ids.ConnectorID
+}
+
+// Reevaluate asks again for live grants and revokes those that no longer hold. A question
+// that cannot be asked (a row is gone, the store is away) is answered by the lease: the
+// grant stays until the outage mode ends it, except when what is gone is the user, the
+// device or the app itself.
+func (a *Authorizer) Reevaluate(ctx context.Context, list []*grants.Grant, cause grants.Cause) []Ended {
+	var out []Ended
+	for _, g := range list {
+		if e, ended := a.again(ctx, g, cause); ended {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// again decides one grant anew.
+func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Cause) (Ended, bool) {
+	app, ok := a.cfg.Sources.Catalog().App(g.App)
+	if !ok || app.Retired {
+		return a.end(g, grants.CauseAppRetired, policy.Record{}), true
+	}
+	s, err := a.cfg.Sources.Session(ctx, g.Session)
+	if errors.Is(err, session.ErrNotFound) {
+		return a.end(g, grants.CauseSessionEnded, policy.Record{}), true
+	}
+	if err != nil {
+		a.log.WarnContext(ctx, "grant not decided again", "grant", g.ID, "error", err)
+		return Ended{}, false
+	}
+	in, err := a.input(ctx, s, app, sourceOf(s.Source), "")
+	if errors.Is(err, directory.ErrNotFound) || errors.Is(err, registry.ErrNotFound) {
+		return a.end(g, cause, policy.Record{}), true
+	}
+	if err != nil {
+		a.log.WarnContext(ctx, "grant not decided again", "grant", g.ID, "error", err)
+		return Ended{}, false
+	}
+	d := a.cfg.Decider.Current().Decide(in)
+	if d.Verdict.Grants() && covers(d.Verbs, g.Verbs) && samePorts(app, g) {
+		if err := a.cfg.Ledger.SetReEvaluate(ctx, g.ID, d.ReEvaluateAt); err != nil {
+			a.log.WarnContext(ctx, "time of the next decision not stored", "grant", g.ID, "error", err)
+		}
+		return Ended{}, false
+	}
+	if d.Verdict.Grants() {
+		return a.end(g, grants.CauseAppChanged, policy.Record{}), true
+	}
+	ended := a.end(g, cause, policy.Record{Decision: d})
+	return a.receipt(ctx, ended, in), true
+}
+
+// receipt records the refusal behind a revocation, after the revocation: the cut never
+// waits for the disk.
+func (a *Authorizer) receipt(ctx context.Context, e Ended, in policy.Input) Ended {
+	rec, err := a.cfg.Decider.Decide(ctx, in)
+	if err != nil {
+		a.log.WarnContext(ctx, "refusal behind a revocation not recorded", "grant", e.Grant.ID, "error", err)
+		return e
+	}
+	e.Record = rec
+	a.remember(e)
+	return e
+}
+
+// end revokes one grant at once and remembers why.
+func (a *Authorizer) end(g *grants.Grant, cause grants.Cause, rec policy.Record) Ended {
+	fx := a.cfg.Ledger.Revoke(grants.One(g.ID), cause, a.cfg.Now())
+	e := Ended{Grant: g, Cause: cause, Record: rec, Connectors: fx.Connectors}
+	a.remember(e)
+	a.cfg.Audit.AppendBestEffort(revoked(g, cause))
+	return e
+}
+
+// Revoke ends everything that a target names, because somebody said so.
+func (a *Authorizer) Revoke(t grants.Target, cause grants.Cause, actor ids.UserID) grants.Effect {
+	fx := a.cfg.Ledger.Revoke(t, cause, a.cfg.Now())
+	for _, g := range fx.Grants {
+		a.remember(Ended{Grant: g, Cause: cause})
+		e := revoked(g, cause)
+		e.Actor = actor
+		a.cfg.Audit.AppendBestEffort(e)
+	}
+	return fx
+}
+
+func revoked(g *grants.Grant, cause grants.Cause) chain.Event {
+	return chain.Event{
+		Kind: chain.Revoked, User: g.User, Device: g.Device, Session: g.Session, App: g.App, Grant: g.ID,
+		Receipt: g.Receipt, Reasons: []string{string(cause)},
+	}
+}
+
+// covers reports whether every verb of the grant is still given.
+func covers(now []policy.Verb, have []string) bool {
+	given := make(map[string]bool, len(now))
+	for _, v := range now {
+		given[string(v)] = true
+	}
+	for _, v := range have {
+		if !given[v] {
+			return false
+		}
+	}
+	return true
+}
+
+// samePorts reports whether the app still publishes exactly what the grant names: a
+// changed app gets a new grant.
+func samePorts(app *catalog.App, g *grants.Grant) bool {
+	ports := app.GrantPorts()
+	if len(ports) != len(g.Ports) {
+		return false
+	}
+	for i := range ports {
+		if ports[i] != g.Ports[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// sourceOf reads the address that a session was opened from.
+func sourceOf(s string) netip.Addr {
+	addr, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return addr.Unmap()
+}
+
+// maxEndings bounds the memory of why grants ended; the oldest goes first.
+const maxEndings = 65536
+
+// endings remembers why grants ended, so that the device can be told.
+type endings struct {
+	byGrant map[ids.GrantID]Ended
+	order   []ids.GrantID
+}
+
+func newEndings() endings { return endings{byGrant: make(map[ids.GrantID]Ended)} }
+
+func (a *Authorizer) remember(e Ended) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m := &a.ended
+	if _, known := m.byGrant[e.Grant.ID]; !known {
+		if len(m.order) >= maxEndings {
+			delete(m.byGrant, m.order[0])
+			m.order = m.order[1:]
+		}
+		m.order = append(m.order, e.Grant.ID)
+	}
+	m.byGrant[e.Grant.ID] = e
+}
+
+// WhyEnded returns why a grant ended, if that is remembered.
+func (a *Authorizer) WhyEnded(id ids.GrantID) (Ended, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e, ok := a.ended.byGrant[id]
+	return e, ok
+}
