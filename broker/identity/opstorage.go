@@ -276,9 +276,14 @@ func (o opStorage) RevokeToken(ctx context.Context, tokenOrID, _, _ string) *oid
 	return nil
 }
 
-// GetRefreshTokenInfo says that a token is to be passed to RevokeToken as it is.
-func (opStorage) GetRefreshTokenInfo(context.Context, string, string) (string, string, error) {
-	return "", "", op.ErrInvalidRefreshToken
+// GetRefreshTokenInfo recognises a refresh token. It returns the token itself as its id, so
+// that RevokeToken gets it unchanged.
+func (o opStorage) GetRefreshTokenInfo(ctx context.Context, _, token string) (user, id string, err error) {
+	r, err := o.s.store.Record(ctx, kindRefresh, hashKey(token))
+	if errors.Is(err, ErrNotFound) {
+		return "", "", op.ErrInvalidRefreshToken
+	}
+	return string(r.User), token, err
 }
 
 // GetPrivateClaimsFromRequest gives the access token its binding and its proof.

@@ -26,14 +26,16 @@ const (
 // below are mounted, so what is not named here cannot be reached.
 func newProvider(s *Service) (*op.Provider, error) {
 	cfg := &op.Config{
-		CryptoKey:             [32]byte(deriveKey(s.cfg.Secret, "authorization code")),
 		CodeMethodS256:        true,
 		GrantTypeRefreshToken: true,
 		DeviceAuthorization: op.DeviceAuthorizationConfig{
 			Lifetime: deviceLifetime, PollInterval: devicePoll, UserFormPath: devicePath, UserCode: op.UserCodeBase20,
 		},
 	}
-	opts := []op.Option{op.WithCORSOptions(nil)}
+	// The library's default also decrypts an older, unauthenticated form, which takes one
+	// random token in twenty for something it is not.
+	crypto := op.NewAES256GCMCrypto([32]byte(deriveKey(s.cfg.Secret, "authorization code")), "code")
+	opts := []op.Option{op.WithCORSOptions(nil), op.WithCrypto(crypto)}
 	if s.url.Scheme == "http" { // checkConfig allows it on loopback only
 		opts = append(opts, op.WithAllowInsecure())
 	}

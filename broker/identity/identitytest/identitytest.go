@@ -54,8 +54,9 @@ type Page struct {
 	Status int
 	URL    *url.URL
 	Header http.Header
-	// Text is the page's text, white space folded.
-	Text string
+	// Source is the page as it came; Text is what it says, white space folded.
+	Source string
+	Text   string
 	// Callback is set instead of the page when the browser was sent to a client's loopback
 	// address.
 	Callback *url.URL
@@ -122,7 +123,12 @@ func (b *Browser) do(req *http.Request) (*Page, error) {
 		p.Callback = location
 		return p, nil
 	}
-	root, err := html.Parse(io.LimitReader(resp.Body, maxPage))
+	source, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", req.URL.Path, err)
+	}
+	p.Source = string(source)
+	root, err := html.Parse(strings.NewReader(p.Source))
 	if err != nil {
 		return nil, fmt.Errorf("parse %s: %w", req.URL.Path, err)
 	}
