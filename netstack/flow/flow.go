@@ -129,11 +129,19 @@ func (f *Flow) Stats() Stats {
 	return s
 }
 
-// State returns what an attach frame says: the next epoch and our receiving side.
-func (f *Flow) State() (nextEpoch uint32, state frame.Ack) {
+// State returns our receiving side, for an attach frame.
+func (f *Flow) State() frame.Ack {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.core.epoch + 1, f.core.state()
+	return f.core.state()
+}
+
+// Settled reports that the peer has sent everything and holds everything: the flow
+// needs no carrier any more, only our program is behind.
+func (f *Flow) Settled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.core.peerFin && f.core.finAcked && !f.core.reset
 }
 
 // Attached reports whether the flow has a carrier at present.

@@ -124,14 +124,30 @@ func resetCode(c frame.Code) frame.Code {
 // present asks the handler and answers. A grant that was good and is refused now takes
 // its flows with it.
 func (r *remote) present(ctx context.Context, l *line, ref GrantRef, envelope []byte) error {
-	mt, code := r.s.handler.Present(ctx, r.id, r.hello, envelope)
-	if code == frame.OK {
-		code = r.accept(ref, mt)
-	}
+	code := r.verify(ctx, ref, envelope)
 	if code != frame.OK {
 		r.closeTunnel(ref, code)
 	}
 	return l.write(frame.AppendPresented(nil, frame.Presented{Ref: uint64(ref), Code: code, Message: messageOf(code)}))
+}
+
+// maxVerify bounds how often revocations may make us ask again.
+const maxVerify = 8
+
+// verify stores what the handler accepts. A revocation that came meanwhile may have
+// missed the new micro-tunnel: then the handler is asked again.
+func (r *remote) verify(ctx context.Context, ref GrantRef, envelope []byte) frame.Code {
+	for range maxVerify {
+		before := r.s.closes.Load()
+		mt, code := r.s.handler.Present(ctx, r.id, r.hello, envelope)
+		if code == frame.OK {
+			code = r.accept(ref, mt)
+		}
+		if code != frame.OK || r.s.closes.Load() == before {
+			return code
+		}
+	}
+	return frame.NotLive
 }
 
 func messageOf(code frame.Code) string {
@@ -149,6 +165,7 @@ func (r *remote) accept(ref GrantRef, mt MicroTunnel) frame.Code {
 	if old != nil && old.Grant != mt.Grant {
 		r.closeTunnel(ref, frame.Withdrawn)
 	}
+	held := r.s.isHeld(mt.Grant)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ended {
@@ -161,7 +178,7 @@ func (r *remote) accept(ref GrantRef, mt MicroTunnel) frame.Code {
 	if r.tunnels[ref] == nil && len(r.tunnels) >= r.s.limits.GrantsPerPeer {
 		return frame.TooManyFlows
 	}
-	r.tunnels[ref] = &tunnel{MicroTunnel: mt, ref: ref}
+	r.tunnels[ref] = &tunnel{MicroTunnel: mt, ref: ref, held: held}
 	return frame.OK
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/postern-zt/postern/netstack/carrier"
@@ -22,8 +23,13 @@ type Server struct {
 	log      *slog.Logger
 	instance frame.InstanceID
 
+	// closes counts CloseGrant and ClosePeer, so that a grant that was revoked while the
+	// handler looked at it is looked at again.
+	closes atomic.Uint64
+
 	mu       sync.Mutex // guards the fields below
 	remotes  map[ids.KeyID]*remote
+	held     map[ids.GrantID]bool
 	draining bool
 	closed   bool
 	flows    sync.WaitGroup // splices, which outlive their carriers
@@ -39,7 +45,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	return &Server{
 		handler: cfg.Handler, memory: cfg.Memory, limits: cfg.Limits.withDefaults(), log: cfg.Log,
-		instance: frame.NewInstanceID(), remotes: make(map[ids.KeyID]*remote),
+		instance: frame.NewInstanceID(), remotes: make(map[ids.KeyID]*remote), held: make(map[ids.GrantID]bool),
 	}, nil
 }
 
@@ -149,6 +155,10 @@ func (s *Server) all() []*remote {
 // CloseGrant ends every micro-tunnel of a grant at once: app side, flow and, by a
 // withdraw, the client's. It returns how many flows were cut.
 func (s *Server) CloseGrant(g ids.GrantID, code frame.Code) int {
+	s.closes.Add(1)
+	s.mu.Lock()
+	delete(s.held, g)
+	s.mu.Unlock()
 	n := 0
 	for _, r := range s.all() {
 		n += r.closeGrant(g, code)
@@ -158,6 +168,7 @@ func (s *Server) CloseGrant(g ids.GrantID, code frame.Code) int {
 
 // ClosePeer ends everything of one device, its carriers included.
 func (s *Server) ClosePeer(k ids.KeyID, code frame.Code) int {
+	s.closes.Add(1)
 	s.mu.Lock()
 	r := s.remotes[k]
 	delete(s.remotes, k)
@@ -175,6 +186,13 @@ func (s *Server) Hold(g ids.GrantID) { s.setHeld(g, true) }
 func (s *Server) Resume(g ids.GrantID) { s.setHeld(g, false) }
 
 func (s *Server) setHeld(g ids.GrantID, on bool) {
+	s.mu.Lock()
+	if on {
+		s.held[g] = true
+	} else {
+		delete(s.held, g)
+	}
+	s.mu.Unlock()
 	for _, r := range s.all() {
 		r.setHeld(g, on)
 	}
@@ -224,6 +242,12 @@ func (s *Server) Close() error {
 	}
 	s.flows.Wait()
 	return nil
+}
+
+func (s *Server) isHeld(g ids.GrantID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[g]
 }
 
 // accepting says whether a new flow may start, and reserves the goroutine for it.

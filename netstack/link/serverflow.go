@@ -177,7 +177,7 @@ func (sf *serverFlow) run(o frame.Open) {
 	sf.tcp = flow.New(flow.Config{ID: sf.id, Epoch: o.Epoch - 1, Memory: sf.r.s.memory})
 	sf.publish()
 	stats := sf.tcp.Splice(app)
-	_, state := sf.tcp.State()
+	state := sf.tcp.State()
 	sf.count(stats)
 	sf.finish(stats.Code, state)
 }

@@ -130,7 +130,13 @@ func (sf *serverFlow) serveUDP(l *line, st carrier.Stream, epoch uint32, first [
 	if _, err := st.Write(first); err == nil {
 		watchUDP(st, sf.udp)
 	}
-	if sf.line.CompareAndSwap(l, nil) {
+	sf.mu.Lock()
+	last := sf.epoch == epoch
+	if last {
+		sf.line.Store(nil)
+	}
+	sf.mu.Unlock()
+	if last {
 		sf.armDetach()
 	}
 }
