@@ -150,7 +150,7 @@ func (c *Catalog) CreateApp(ctx context.Context, a App, now time.Time) (App, err
 
 func (c *Catalog) createApp(ctx context.Context, a App, now time.Time) (App, error) {
 	a.ID, a.CreatedAt, a.UpdatedAt = ids.New[ids.AppID](), now, now
-	if err := c.check(ctx, &a); err != nil {
+	if err := errors.Join(c.check(ctx, &a), c.checkTaken(ctx, &a)); err != nil {
 		return App{}, err
 	}
 	return c.cfg.Store.CreateApp(ctx, a, now.Add(-IndexRest))
@@ -168,7 +168,7 @@ func (c *Catalog) UpdateApp(ctx context.Context, a App, now time.Time) (App, err
 
 func (c *Catalog) updateApp(ctx context.Context, a App, now time.Time) (App, error) {
 	a.UpdatedAt = now
-	if err := c.check(ctx, &a); err != nil {
+	if err := errors.Join(c.check(ctx, &a), c.checkTaken(ctx, &a)); err != nil {
 		return App{}, err
 	}
 	return c.cfg.Store.UpdateApp(ctx, a)
@@ -179,7 +179,8 @@ func (c *Catalog) DeleteApp(ctx context.Context, id ids.AppID, version uint64, n
 	return c.then(ctx, c.cfg.Store.DeleteApp(ctx, id, version, now))
 }
 
-// check completes the app and applies all rules, with suffixes and sites as stored now.
+// check completes the app and applies all rules about itself, with suffixes and sites as
+// stored now.
 func (c *Catalog) check(ctx context.Context, a *App) error {
 	suffixes, _, err := c.cfg.Store.Suffixes(ctx)
 	if err != nil {
@@ -190,15 +191,16 @@ func (c *Catalog) check(ctx context.Context, a *App) error {
 		rules.Reserved = c.cfg.Reserved()
 	}
 	a.Complete()
-	if err := errors.Join(a.Validate(rules), c.checkSites(ctx, a)); err != nil {
-		return err
-	}
-	return c.checkTaken(ctx, a, suffixes)
+	return errors.Join(a.Validate(rules), c.checkSites(ctx, a))
 }
 
 // checkTaken refuses a name that another app has, be it as label under any of the suffixes
 // or as an extra name: which app a name opens must never depend on order.
-func (c *Catalog) checkTaken(ctx context.Context, a *App, suffixes []string) error {
+func (c *Catalog) checkTaken(ctx context.Context, a *App) error {
+	suffixes, _, err := c.cfg.Store.Suffixes(ctx)
+	if err != nil {
+		return err
+	}
 	apps, err := c.cfg.Store.Apps(ctx)
 	if err != nil {
 		return err
