@@ -144,6 +144,17 @@ func (f *Flow) Settled() bool {
 	return f.core.peerFin && f.core.finAcked && !f.core.reset
 }
 
+// PeerHasAll is the peer's word, from outside the stream, that it holds everything and
+// has ended the flow well. It is ignored unless both directions have ended here too.
+func (f *Flow) PeerHasAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.core.finEver && f.core.peerFin && !f.core.reset {
+		f.core.finAcked, f.core.acked = true, f.core.end
+	}
+	f.endLocked()
+}
+
 // Attached reports whether the flow has a carrier at present.
 func (f *Flow) Attached() bool {
 	f.mu.Lock()

@@ -22,8 +22,10 @@ type clientFlow struct {
 	connect time.Duration
 	tcp     *flow.Flow
 	udp     *flow.Packets
-	epoch   uint32 // used by keep alone
-	line    lineRef
+	// Used by keep alone.
+	epoch  uint32
+	closed bool // the connector has ended the flow well
+	line   lineRef
 }
 
 func (f *clientFlow) abort(code frame.Code) {
@@ -219,12 +221,12 @@ func (f *clientFlow) keep(ctx context.Context, l *clientLine, st carrier.Stream,
 	defer f.forget()
 	for {
 		f.serve(st, att)
-		if f.tcp != nil && f.tcp.Settled() {
+		if f.closed {
 			<-f.done() // nothing is left to send or receive: our program has the rest
 		}
 		if isDone(f.done()) {
 			if isDone(l.dead) {
-				f.c.owe(f.id, frame.CodeOf(f.err()))
+				f.c.owe(f.id, f.lastWord())
 			}
 			return
 		}
@@ -237,6 +239,14 @@ func (f *clientFlow) keep(ctx context.Context, l *clientLine, st carrier.Stream,
 		}
 		f.c.resumed(lost)
 	}
+}
+
+// lastWord is what the connector hears of a flow that ended without a stream.
+func (f *clientFlow) lastWord() frame.Code {
+	if err := f.err(); err != nil {
+		return frame.CodeOf(err)
+	}
+	return frame.Closed
 }
 
 func (f *clientFlow) serve(st carrier.Stream, att *flow.Attachment) {
@@ -366,7 +376,8 @@ func (f *clientFlow) attached(l *clientLine, st carrier.Stream, epoch uint32, an
 		st.Abort()
 		return nil, nil, err
 	}
-	if answer.Code == frame.Closed && !f.tcp.Settled() {
+	f.closed = answer.Code == frame.Closed
+	if f.closed && !f.tcp.Settled() {
 		return nil, nil, frame.Gap.Err()
 	}
 	return st, att, nil

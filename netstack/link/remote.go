@@ -106,7 +106,7 @@ func (r *remote) control(ctx context.Context, l *line, h frame.Header, payload [
 		sf := r.flows[h.Value]
 		r.mu.Unlock()
 		if sf != nil {
-			sf.abort(resetCode(h.Code))
+			sf.ended(h.Code)
 		}
 		return nil
 	default:

@@ -285,6 +285,20 @@ func (sf *serverFlow) abort(code frame.Code) {
 	}
 }
 
+// ended is the client's word about a flow that has no stream: reset, or (Closed) that it
+// has everything.
+func (sf *serverFlow) ended(code frame.Code) {
+	select {
+	case <-sf.ready:
+		if code == frame.Closed && sf.tcp != nil {
+			sf.tcp.PeerHasAll()
+			return
+		}
+	default:
+	}
+	sf.abort(resetCode(code))
+}
+
 func (sf *serverFlow) hold(on bool) {
 	select {
 	case <-sf.ready:
