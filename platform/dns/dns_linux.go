@@ -39,10 +39,10 @@ func (h *Host) inPlace(ctx context.Context) bool {
 	case RungResolved:
 		return !had && usesResolved(original) && h.resolvedInPlace(ctx)
 	case RungResolvConf:
-		// A host that came back to systemd-resolved moves up again.
 		isOurs := bytes.HasPrefix(content.bytes, block(h.want.Server.Addr(), false)) ||
 			bytes.HasPrefix(content.bytes, block(h.want.Server.Addr(), true))
-		return isOurs && slices.Equal(h.status.Upstreams, h.upstreams(original))
+		moveUp := h.cfg.BusAddress != busNone && usesResolved(original) // the service may be back
+		return isOurs && !moveUp && slices.Equal(h.status.Upstreams, h.upstreams(original))
 	default:
 		return false
 	}
