@@ -139,7 +139,7 @@ func (o opStorage) StoreDeviceAuthorization(ctx context.Context, _, deviceCode, 
 		}
 	}
 	if err := o.s.roomFor(ctx, kindDevice); err != nil {
-		return err
+		return o.s.hide(ctx, err)
 	}
 	c := callerOf(ctx)
 	err := o.s.addJSON(ctx, Record{
@@ -148,7 +148,7 @@ func (o opStorage) StoreDeviceAuthorization(ctx context.Context, _, deviceCode, 
 	if errors.Is(err, ErrExists) {
 		return op.ErrDuplicateUserCode
 	}
-	return err
+	return o.s.hide(ctx, err)
 }
 
 // GetDeviceAuthorizatonState answers a poll. An approved code is taken: it works once.
@@ -189,7 +189,7 @@ func (o opStorage) CreateAccessAndRefreshTokens(ctx context.Context, req op.Toke
 	family, expires := newToken(), o.s.now().Add(refreshLifetime)
 	if r, ok := req.(*refreshRequest); ok {
 		if err := o.s.useRefresh(ctx, hashKey(current)); err != nil {
-			return "", "", time.Time{}, err
+			return "", "", time.Time{}, o.s.hide(ctx, err)
 		}
 		family, expires = r.family, r.expires // rotation does not prolong a sign-in
 	}
@@ -202,10 +202,25 @@ func (o opStorage) CreateAccessAndRefreshTokens(ctx context.Context, req op.Toke
 		Kind: kindRefresh, Key: hashKey(token), User: e.proof.User, Family: family, Expires: expires,
 	}, refreshGrant{Proof: e.proof, Scopes: e.scopes})
 	if err != nil {
-		return "", "", time.Time{}, err
+		return "", "", time.Time{}, o.s.hide(ctx, err)
 	}
 	id, exp, err := o.CreateAccessToken(ctx, req)
 	return id, token, exp, err
+}
+
+// hide keeps our errors out of answers: the library writes the text of any error that is not
+// one of OpenID's to the client.
+func (s *Service) hide(ctx context.Context, err error) error {
+	var known *oidc.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	var refused *Error
+	if errors.As(err, &refused) {
+		return oidc.ErrInvalidGrant().WithDescription("%s", refused.Reason).WithParent(err)
+	}
+	s.log.ErrorContext(ctx, "tokens cannot be made", "error", err)
+	return oidc.ErrServerError().WithDescription("the cause is in the broker's log").WithParent(err)
 }
 
 // useRefresh marks a refresh token used. Whoever comes second holds a stolen or a copied
@@ -290,7 +305,7 @@ func (o opStorage) GetRefreshTokenInfo(ctx context.Context, _, token string) (us
 func (o opStorage) GetPrivateClaimsFromRequest(ctx context.Context, req op.TokenRequest, _ []string) (map[string]any, error) {
 	claims, _, err := o.claims(ctx, req.GetSubject(), req.GetScopes())
 	if err != nil {
-		return nil, err
+		return nil, o.s.hide(ctx, err)
 	}
 	claims[claimUse] = useAccess
 	return claims, nil
@@ -300,7 +315,7 @@ func (o opStorage) GetPrivateClaimsFromRequest(ctx context.Context, req op.Token
 func (o opStorage) SetUserinfoFromRequest(ctx context.Context, info *oidc.UserInfo, req op.IDTokenRequest, _ []string) error {
 	claims, u, err := o.claims(ctx, req.GetSubject(), req.GetScopes())
 	if err != nil {
-		return err
+		return o.s.hide(ctx, err)
 	}
 	info.Subject, info.Name, info.PreferredUsername, info.Email = string(u.ID), u.Name, u.Login, u.Mail
 	for name, v := range claims {

@@ -4,6 +4,7 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"slices"
 
@@ -115,6 +116,13 @@ func (s *Service) serveToken(w http.ResponseWriter, r *http.Request) {
 	grant := oidc.GrantType(r.PostFormValue("grant_type"))
 	if !slices.Contains(cliClient{}.GrantTypes(), grant) {
 		op.RequestError(w, r, oidc.ErrUnsupportedGrantType(), nil)
+		return
+	}
+	// The library says invalid_grant for whatever fails, and a client then forgets its
+	// sign-in. A database that does not answer must not look like that.
+	if _, err := s.store.Record(r.Context(), kindRefresh, ""); !errors.Is(err, ErrNotFound) {
+		s.log.ErrorContext(r.Context(), "tokens cannot be made", "error", err)
+		http.Error(w, `{"error":"temporarily_unavailable"}`, http.StatusServiceUnavailable)
 		return
 	}
 	op.Exchange(w, r.WithContext(withExchange(r.Context())), s.provider)
