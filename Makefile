@@ -42,7 +42,7 @@ deps:
 .PHONY: test
 test: deps ## run all tests; with CI=true a skip fails
 	@echo "== unit tests, race detector on"
-	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m $$($(GO) list ./... | grep -vE '/test/(system|scenario|netns)(/|$$)')
+	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m $$($(GO) list ./... | grep -vE '/test/(system|scenario|netns|bench)(/|$$)')
 	@echo "== system tests"
 	@dirs=$$($(GO) list $(SYSTEM) 2>/dev/null || true); \
 		if [ -n "$$dirs" ]; then CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 20m $$dirs; fi

@@ -65,7 +65,9 @@ func TestHandlerLearnsTheCallerFromTheKernel(t *testing.T) {
 	}
 	tr.CloseIdleConnections()
 	_ = srv.Close()
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		t.Errorf("Serve = %v", err)
+	}
 }
 
 func TestConnectionFromElsewhereHasNoCaller(t *testing.T) {

@@ -82,7 +82,7 @@ func TestLoadRefuses(t *testing.T) {
 	tests := []struct{ name, data, want string }{
 		{"misspelt key", "url: x\nmemory-bugdet: 1\n", `broker.yaml: line 2: unknown setting "memory-bugdet", did you mean "memory-budget"?`},
 		{"misspelt nested key", "listen:\n  tpc: x\n", `line 2: unknown setting "listen.tpc", did you mean "listen.tcp"?`},
-		{"misspelt key in list", "issuers:\n- nmae: x\n", `line 2: unknown setting "issuers[0].nmae", did you mean "issuers[0].name"?`},
+		{"misspelt key in list", "issuers:\n- nane: x\n", `line 2: unknown setting "issuers[0].nane", did you mean "issuers[0].name"?`},
 		{"key like no other", "zzzzzzzzzzzz: 1\n", `line 1: unknown setting "zzzzzzzzzzzz"`},
 		{"key in capitals", "URL: x\n", `did you mean "url"?`},
 		{"field without setting", "Hidden: x\n", "unknown setting"},
