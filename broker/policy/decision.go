@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -96,6 +98,25 @@ type Decision struct {
 	Score        int          `json:"score"`
 	Facts        []trust.View `json:"facts,omitempty"` // as they counted, grace included
 	ReEvaluateAt time.Time    `json:"re_evaluate_at"`  // never zero
+}
+
+// Equal reports whether both are the same answer, reasons and terms included.
+func (d Decision) Equal(o Decision) bool {
+	a, err := json.Marshal(d)
+	if err != nil {
+		return false
+	}
+	b, err := json.Marshal(o)
+	return err == nil && bytes.Equal(a, b)
+}
+
+// Refuse returns the denial for a reason outside of the policy.
+func Refuse(now time.Time, why ...Code) Decision {
+	reasons := make([]Reason, len(why))
+	for i, c := range why {
+		reasons[i].Code = c
+	}
+	return refuse(now, reasons...)
 }
 
 // Terms is what a grant must carry.

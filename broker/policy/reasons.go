@@ -34,7 +34,8 @@ const (
 	CodeNoRule             Code = "no_rule"        // no rule speaks for this user and app
 	CodeRuleCondition      Code = "rule_condition" // a Cedar rule's own condition does not hold
 	CodeForbiddenByRule    Code = "forbidden_by_rule"
-	CodeNoPolicy           Code = "no_policy" // no revision is in force
+	CodeNotRecorded        Code = "not_recorded" // a granting decision could not be stored
+	CodeNoPolicy           Code = "no_policy"    // no revision is in force
 )
 
 // stageOf says in which stage a code shows.
@@ -61,7 +62,7 @@ func Codes() []Code {
 		CodeAuthMethod, CodeStepUpIneffective, CodeDeviceUnregistered, CodeDeviceBlocked, CodeDeviceLevel,
 		CodeDeviceScore, CodeDeviceFact, CodeSchedule, CodeNetwork, CodeAttribute, CodeRiskHigh,
 		CodeRiskCritical, CodeRiskReduced, CodeAppDisabled, CodeVerbUnknown, CodeVerbsReduced, CodeNoRule,
-		CodeRuleCondition, CodeForbiddenByRule, CodeNoPolicy}
+		CodeRuleCondition, CodeForbiddenByRule, CodeNotRecorded, CodeNoPolicy}
 }
 
 // remedyCodes is the fixed list, authentication first, then what an employee can do alone,

@@ -1,9 +1,18 @@
 package policy
 
 import (
+	"errors"
 	"time"
 
 	"github.com/postern-zt/postern/proto/ids"
+)
+
+// Sentinels that a store of rules, revisions and records answers with.
+var (
+	// ErrNotFound: there is no such rule, revision or receipt.
+	ErrNotFound = errors.New("not found in the policy")
+	// ErrConflict: the receipt is taken, or another revision was published first.
+	ErrConflict = errors.New("conflict in the policy")
 )
 
 // Record is a decision as it is kept: found by its receipt, replayed from Input under the

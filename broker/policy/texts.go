@@ -97,6 +97,8 @@ func policyText(c Code) text {
 		return text{"A condition of the rule for this app does not hold.", "Eine Bedingung der Regel für diese Anwendung ist nicht erfüllt."}
 	case CodeForbiddenByRule:
 		return text{"A rule forbids this access.", "Eine Regel verbietet diesen Zugriff."}
+	case CodeNotRecorded:
+		return text{"The decision could not be recorded, so access is refused.", "Die Entscheidung ließ sich nicht festhalten, daher wird der Zugriff verweigert."}
 	case CodeNoPolicy:
 		return text{"The broker has no policy in force yet.", "Es ist noch keine Richtlinie in Kraft."}
 	case CodeInvalidInput:

@@ -41,11 +41,18 @@ func (tx *Tx) policyChanged(ctx context.Context, err error, topic, key string) e
 	return err
 }
 
+// policyError puts the policy's sentinel beside ours.
 func policyError(what string, err error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, ErrNotFound):
+		return fmt.Errorf("%s: %w: %w", what, policy.ErrNotFound, err)
+	case errors.Is(err, ErrConflict):
+		return fmt.Errorf("%s: %w: %w", what, policy.ErrConflict, err)
+	default:
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	return fmt.Errorf("%s: %w", what, err)
 }
 
 // Rule returns a rule of the draft.
