@@ -90,6 +90,20 @@ func (e *postgresEngine) listen(ctx context.Context, wake func()) error {
 	}
 }
 
+func (e *postgresEngine) beginSnapshot(ctx context.Context, db *sql.DB) (*sql.Tx, error) {
+	return db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+}
+
+func (e *postgresEngine) tablesQuery() string {
+	return `SELECT tablename::text FROM pg_tables WHERE schemaname = current_schema() ORDER BY tablename`
+}
+
+func (e *postgresEngine) referencesQuery() string {
+	return `SELECT DISTINCT f.relname::text FROM pg_constraint k
+		JOIN pg_class t ON t.oid = k.conrelid JOIN pg_class f ON f.oid = k.confrelid
+		WHERE k.contype = 'f' AND t.relnamespace = current_schema()::regnamespace AND t.relname::text = $1`
+}
+
 func (e *postgresEngine) classify(err error) error {
 	var ce *pgconn.ConnectError
 	if errors.As(err, &ce) {

@@ -118,6 +118,18 @@ func (e *sqliteEngine) listen(ctx context.Context, _ func()) error {
 	return nil
 }
 
+func (e *sqliteEngine) beginSnapshot(ctx context.Context, db *sql.DB) (*sql.Tx, error) {
+	return db.BeginTx(ctx, nil) // the read pool begins deferred: the first query takes the snapshot
+}
+
+func (e *sqliteEngine) tablesQuery() string {
+	return `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY name`
+}
+
+func (e *sqliteEngine) referencesQuery() string {
+	return `SELECT DISTINCT "table" FROM pragma_foreign_key_list($1)`
+}
+
 func (e *sqliteEngine) classify(err error) error {
 	if errors.Is(err, os.ErrPermission) {
 		return ErrReadOnly

@@ -63,6 +63,11 @@ type engine interface {
 	listen(ctx context.Context, wake func()) error
 	// classify returns the sentinel of this package for a driver's error, or nil.
 	classify(err error) error
+	// beginSnapshot begins a reading transaction that sees one moment of the database.
+	beginSnapshot(ctx context.Context, db *sql.DB) (*sql.Tx, error)
+	// tablesQuery lists the names of all tables; referencesQuery those that table $1 refers to.
+	tablesQuery() string
+	referencesQuery() string
 	// retryable reports whether the same transaction may succeed when it runs again.
 	retryable(err error) bool
 }
@@ -70,6 +75,18 @@ type engine interface {
 // Open opens the database, creates it if there is none, and brings the schema up to date.
 // It refuses a schema newer than this program (ErrNewerSchema). Close the store after use.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
+	s, err := connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.prepare(ctx); err != nil {
+		return nil, errors.Join(s.openError(err), s.Close())
+	}
+	return s, nil
+}
+
+// connect opens the pools and leaves the schema alone.
+func connect(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		return nil, errors.New("store: Config.Log is required")
 	}
@@ -83,9 +100,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s := &Store{cfg: cfg, engine: eng, wake: newBroadcast(), log: cfg.Log.With("component", "store")}
 	if s.writer, s.reader, err = eng.open(ctx); err != nil {
 		return nil, s.openError(err)
-	}
-	if err := s.prepare(ctx); err != nil {
-		return nil, errors.Join(s.openError(err), s.Close())
 	}
 	return s, nil
 }
