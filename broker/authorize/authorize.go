@@ -304,3 +304,20 @@ type noMetrics struct{}
 func (noMetrics) Granted(string, string)  {}
 func (noMetrics) Denied(string, string)   {}
 func (noMetrics) Evaluated(time.Duration) {}
+
+// NoSource is the source of a question that nobody's connection asks.
+var NoSource netip.Addr
+
+// View answers what would be decided now, without a record and without a grant: for
+// catalogs, `postern why` and policy checks.
+func (a *Authorizer) View(ctx context.Context, s session.Session, app *catalog.App, source netip.Addr) (policy.Record, error) {
+	in, err := a.input(ctx, s, app, source, "")
+	if err != nil {
+		return policy.Record{}, fmt.Errorf("gather facts: %w", err)
+	}
+	rec := policy.Record{Time: in.Time, User: s.User, Device: s.Device, Session: s.ID, App: app.ID, Decision: a.cfg.Decider.Current().Decide(in)}
+	if rec.Input, err = in.Canonical(); err != nil {
+		return policy.Record{}, err
+	}
+	return rec, nil
+}

@@ -269,6 +269,11 @@ func (s *Service) Remedies(rec policy.Record) []policy.Remedy {
 	return s.current.Load().Remedies(in)
 }
 
+// Recorded returns the decision behind a receipt.
+func (s *Service) Recorded(ctx context.Context, receipt ids.ReceiptID) (policy.Record, error) {
+	return s.cfg.Store.Decision(ctx, receipt)
+}
+
 // Replay decides a recorded request again under the revision of its day, and reports whether
 // the answer is the recorded one.
 func (s *Service) Replay(ctx context.Context, receipt ids.ReceiptID) (rec policy.Record, again policy.Decision, same bool, err error) {

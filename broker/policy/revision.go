@@ -91,6 +91,15 @@ func (r *Revision) Class(c Class) (row ClassDefaults, ok bool) {
 	return row, ok
 }
 
+// Trust returns the table by which facts count; before the first revision the default one.
+// The caller must not write to it.
+func (r *Revision) Trust() trust.Settings {
+	if r == nil {
+		return trust.DefaultSettings()
+	}
+	return r.doc.Trust
+}
+
 // Cedar returns the Cedar text of a rule or baseline row, empty when there is none such.
 func (r *Revision) Cedar(id string) string {
 	for _, p := range r.policies {

@@ -1,0 +1,180 @@
+package controlapi
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/postern-zt/postern/broker/authorize"
+	"github.com/postern-zt/postern/broker/grants"
+	"github.com/postern-zt/postern/broker/push"
+	"github.com/postern-zt/postern/broker/session"
+	"github.com/postern-zt/postern/proto/ids"
+	"github.com/postern-zt/postern/proto/ticket"
+)
+
+var _ authorize.Listener = (*API)(nil)
+
+// cutTimeout bounds the look-ups behind a cut.
+const cutTimeout = 5 * time.Second
+
+// GrantsEnded tells the connectors and the devices of ended grants.
+func (a *API) GrantsEnded(list []authorize.Ended) {
+	a.latency.revoked(a.cfg.Ledger.Sequence(), a.cfg.Now())
+	for _, e := range list {
+		for _, c := range e.Connectors {
+			a.connectors.Mark(c, push.Statement)
+		}
+		a.devices.Mark(e.Grant.Device, push.Grants|push.Catalog)
+	}
+}
+
+// GrantsEndedBy tells everybody of the effect of one revocation.
+func (a *API) GrantsEndedBy(fx grants.Effect) {
+	a.latency.revoked(fx.Sequence, a.cfg.Now())
+	for _, c := range fx.Connectors {
+		a.connectors.Mark(c, push.Statement)
+	}
+	for _, g := range fx.Grants {
+		a.devices.Mark(g.Device, push.Grants|push.Catalog)
+	}
+}
+
+// CatalogChanged tells everybody that apps are new.
+func (a *API) CatalogChanged() {
+	a.connectors.MarkAll(push.Assignment)
+	a.devices.MarkAll(push.Catalog)
+}
+
+// PolicyChanged tells devices that what they may do is new.
+func (a *API) PolicyChanged() { a.devices.MarkAll(push.Catalog) }
+
+// UserChanged tells the devices: the user's sessions and groups are new.
+func (a *API) UserChanged(ids.UserID) { a.devices.MarkAll(push.Session | push.Catalog) }
+
+// SessionChanged tells the devices that a session began or ended.
+func (a *API) SessionChanged(id ids.SessionID) {
+	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout) //nolint:contextcheck // telling is never cancelled
+	defer cancel()
+	if ses, err := a.cfg.Sessions.Session(ctx, id); err == nil {
+		a.devices.Mark(ses.Device, push.Session)
+		return
+	}
+	a.devices.MarkAll(push.Session)
+}
+
+// DeviceChanged wakes the device's stream, which ends if the device is blocked.
+func (a *API) DeviceChanged(id ids.DeviceID) { a.devices.Mark(id, push.Session) }
+
+// ConnectorChanged wakes the connector's stream, which ends if it is blocked, and tells
+// devices, for their grants may name it.
+func (a *API) ConnectorChanged(id ids.ConnectorID) {
+	a.connectors.Mark(id, push.Assignment|push.Statement)
+	a.devices.MarkAll(push.Catalog)
+}
+
+// RelaysChanged gives connectors new tickets and devices new relays.
+func (a *API) RelaysChanged() {
+	a.connectors.MarkAll(push.Relays)
+	a.devices.MarkAll(push.Catalog)
+	a.relays.MarkAll(push.Cuts)
+}
+
+// CutLinks ends links at the relays: those on which no grant is left, and those whose
+// connector has not acknowledged (decisions rule 9).
+func (a *API) CutLinks(list []authorize.Ended) {
+	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout) //nolint:contextcheck // cutting is never cancelled
+	defer cancel()
+	relays, err := a.cfg.Registry.Relays(ctx)
+	if err != nil {
+		a.log.ErrorContext(ctx, "links not cut", "error", err)
+		return
+	}
+	silent := a.cfg.Ledger.Unacknowledged(a.cfg.Ledger.Sequence())
+	c := cut{handles: map[ids.RelayID][]uint64{}, at: a.cfg.Now()}
+	for _, e := range list {
+		for _, id := range e.Connectors {
+			con, err := a.cfg.Registry.Connector(ctx, id)
+			if err != nil || !slices.Contains(silent, id) && a.linkInUse(e.Grant, id) {
+				continue
+			}
+			for _, r := range relays {
+				h := a.cfg.Tickets.LinkHandle(r.ID, e.Grant.PeerKey, con.Identity.Key)
+				c.handles[r.ID] = append(c.handles[r.ID], uint64(h))
+			}
+		}
+	}
+	a.cut(c)
+}
+
+// linkInUse reports whether another grant of the device names the connector.
+func (a *API) linkInUse(ended *grants.Grant, id ids.ConnectorID) bool {
+	for _, g := range a.cfg.Ledger.Matching(grants.Device(ended.PeerKey)) {
+		if slices.Contains(g.Connectors, id) {
+			return true
+		}
+	}
+	return false
+}
+
+// cut tells the relay inside this broker and those of their own process.
+func (a *API) cut(c cut) {
+	if a.cfg.Relay != nil {
+		var hs []ticket.Handle
+		for _, h := range c.handles[a.cfg.BuiltinRelay] {
+			hs = append(hs, ticket.Handle(h))
+		}
+		a.cfg.Relay.Cut(hs...)
+	}
+	a.cuts.add(c)
+	a.relays.MarkAll(push.Cuts)
+}
+
+// SessionsEnded revokes the grants of sessions that have ended by themselves.
+func (a *API) SessionsEnded(list []session.Session) {
+	for _, s := range list {
+		a.GrantsEndedBy(a.cfg.Authorize.Revoke(grants.Session(s.ID), grants.CauseSessionEnded, ""))
+		a.devices.Mark(s.Device, push.Session)
+	}
+}
+
+// acknowledgement latencies are kept for revocations that nobody has acknowledged yet.
+const maxLatencies = 4096
+
+// latencies measures from a revocation to the first acknowledgement that covers it.
+type latencies struct {
+	mu   sync.Mutex
+	list []revokedAt
+}
+
+type revokedAt struct {
+	seq uint64
+	at  time.Time
+}
+
+func (l *latencies) revoked(seq uint64, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.list) < maxLatencies {
+		l.list = append(l.list, revokedAt{seq, at})
+	}
+}
+
+func (l *latencies) acknowledged(seq uint64, now time.Time, seen func(time.Duration)) {
+	l.mu.Lock()
+	var done []revokedAt
+	keep := l.list[:0]
+	for _, r := range l.list {
+		if r.seq <= seq {
+			done = append(done, r)
+		} else {
+			keep = append(keep, r)
+		}
+	}
+	l.list = keep
+	l.mu.Unlock()
+	for _, r := range done {
+		seen(now.Sub(r.at))
+	}
+}
