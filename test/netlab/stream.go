@@ -197,7 +197,7 @@ func (h *half) closeWrite() { h.update(func() { h.eof = true }) }
 // which TCP answers with a reset.
 func (h *half) closeRead() (lost bool) {
 	h.update(func() {
-		lost = h.size > 0
+		lost = h.size > 0 && !h.noReader
 		h.noReader = true
 		h.writeErr = firstErr(h.writeErr, syscall.EPIPE)
 	})
