@@ -16,7 +16,8 @@ BINARIES := $(patsubst %/main.go,./%,$(MAINS))
 
 # Whole-product tests: they need root, namespaces and real programs, and run
 # without the race detector because they measure time.
-SYSTEM   := ./test/system/... ./test/scenario/... ./test/netns/...
+SYSTEM   := /test/(system|scenario|netns)(/|$$)
+NOTUNIT  := /test/(system|scenario|netns|bench)(/|$$)
 CROSS    := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 
 .PHONY: help
@@ -42,10 +43,10 @@ deps:
 .PHONY: test
 test: deps ## run all tests; with CI=true a skip fails
 	@echo "== unit tests, race detector on"
-	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m $$($(GO) list ./... | grep -vE '/test/(system|scenario|netns|bench)(/|$$)')
+	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m $$($(GO) list ./... | grep -vE '$(NOTUNIT)')
 	@echo "== system tests"
-	@dirs=$$($(GO) list $(SYSTEM) 2>/dev/null || true); \
-		if [ -n "$$dirs" ]; then CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 20m $$dirs; fi
+	@packages=$$($(GO) list ./... | grep -E '$(SYSTEM)' || true); \
+		if [ -n "$$packages" ]; then CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 20m $$packages; fi
 
 .PHONY: check
 check: fmt vet lint arch generated cross benchonce ## everything but the tests that must hold before a change goes in
