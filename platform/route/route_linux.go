@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -78,12 +79,35 @@ func (kernel) Up(iface string) error {
 
 func (kernel) AddAddr(iface string, p netip.Prefix) error {
 	return withLink(iface, func(l netlink.Link) error {
-		addr := &netlink.Addr{IPNet: netOf(p)}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD // nobody else can be on this link
+		if p.Addr().Is4() {
+			return netlink.AddrReplace(l, &netlink.Addr{IPNet: netOf(p)})
 		}
-		return netlink.AddrReplace(l, addr)
+		addr := &netlink.Addr{IPNet: netOf(p), Flags: unix.IFA_F_NODAD} // nobody else can be on this link
+		if err := netlink.AddrReplace(l, addr); err != nil {
+			return err
+		}
+		return awaitLocal(p.Addr())
 	})
+}
+
+// The kernel makes an IPv6 address able to receive a moment after it has accepted
+// it; an answer that comes earlier is lost.
+const (
+	localPoll  = 2 * time.Millisecond
+	localTries = 500 // one second: far more than a loaded machine needs
+)
+
+func awaitLocal(a netip.Addr) error {
+	tick := time.NewTicker(localPoll)
+	defer tick.Stop()
+	for range localTries {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		<-tick.C
+	}
+	return fmt.Errorf("address %v does not become usable", a)
 }
 
 func (kernel) DelAddr(iface string, p netip.Prefix) error {
