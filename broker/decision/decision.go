@@ -26,7 +26,7 @@ const (
 	// backlog is how many refusals may wait for the store: some seconds of a scan. Beyond
 	// it they are dropped and counted; the audit counts repeated denials on its own.
 	backlog = 1024
-	// drainTime bounds the writing of what waits when Run ends.
+	// drainTime bounds one write, and the writing of what waits when Run ends.
 	drainTime = 2 * time.Second
 	// maxDraws bounds the drawing of a free receipt; a second draw is already rare.
 	maxDraws = 4
@@ -220,14 +220,16 @@ func (s *Service) later(rec policy.Record) {
 // Dropped returns how many refusals were not recorded because the store was too slow.
 func (s *Service) Dropped() uint64 { return s.dropped.Load() }
 
-// Run records refusals until ctx ends, then what still waits, within drainTime.
+// Run records refusals until ctx ends, then what still waits, within drainTime. A record that
+// is being written when ctx ends is finished.
 func (s *Service) Run(ctx context.Context) error {
+	keep := context.WithoutCancel(ctx)
 	for {
 		select {
 		case rec := <-s.pending:
-			s.write(ctx, rec)
+			s.write(keep, rec)
 		case <-ctx.Done():
-			s.drain(context.WithoutCancel(ctx))
+			s.drain(keep)
 			return nil
 		}
 	}
@@ -249,6 +251,8 @@ func (s *Service) drain(ctx context.Context) {
 // write works out the remedies of a refusal and records both. A taken receipt cannot be
 // changed any more, the answer is out: such a record is lost and logged.
 func (s *Service) write(ctx context.Context, rec policy.Record) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
 	rec.Remedies = s.Remedies(rec)
 	if err := s.cfg.Store.PutDecision(ctx, rec); err != nil {
 		s.dropped.Add(1)

@@ -43,7 +43,7 @@ func Bool(b bool) Value { return Value{b} }
 
 // List returns a list value; order and duplicates do not matter.
 func List(s ...string) Value {
-	l := slices.Clone(s)
+	l := append([]string{}, s...) // never nil: an empty list is a value
 	slices.Sort(l)
 	return Value{slices.Compact(l)}
 }
