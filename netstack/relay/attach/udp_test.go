@@ -286,7 +286,7 @@ func TestCookieAndProofDoNotWorkFromAnotherAddress(t *testing.T) {
 	if _, err := wire.ParseProven(owner.answer(), tk.MACKey); err != nil {
 		t.Fatalf("owner was not bound: %v", err)
 	}
-	thief.send(prove)                                                      // replayed afterwards
+	thief.send(prove)                                                        // replayed afterwards
 	thief.send(wire.AppendPing(nil, wire.TypePing, tk.Handle, 9, tk.MACKey)) // right key, wrong address
 	thief.send(datagramOf(wire.TypeData, tk.Handle, "stolen"))
 	thief.send(wire.AppendBind(nil, tk.Handle, 4, nil, tk.Sealed, tk.MACKey))
