@@ -28,8 +28,10 @@ const (
 	lookupLen = 8
 )
 
-// encoding is an immutable alphabet.
-var encoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
+// encode writes bytes in the alphabet of the text form.
+func encode(b []byte) string {
+	return base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding).EncodeToString(b)
+}
 
 // Hash is the SHA-256 of a token's text from prefix to secret: what the store keeps.
 type Hash [sha256.Size]byte
@@ -48,7 +50,7 @@ type Text struct{ secret string }
 func newText(name string) Text {
 	raw := make([]byte, secretLen*5/8)
 	rand.Read(raw)
-	body := prefix + slug(name) + "_" + encoding.EncodeToString(raw)
+	body := prefix + slug(name) + "_" + encode(raw)
 	return Text{body + check(body)}
 }
 
@@ -108,7 +110,7 @@ func (t Text) MarshalJSON() ([]byte, error) { return json.Marshal(t.String()) }
 // check returns the check characters of a token's body.
 func check(body string) string {
 	sum := sha256.Sum256([]byte("postern join token check " + body))
-	return encoding.EncodeToString(sum[:5])[:checkLen]
+	return encode(sum[:5])[:checkLen]
 }
 
 // slug shortens a name to letters and digits.

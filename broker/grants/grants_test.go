@@ -195,11 +195,11 @@ func TestRevokeEndsExactlyTheTarget(t *testing.T) {
 			{"nobody", func(made) grants.Target { return grants.User(ids.New[ids.UserID]()) }, func(made) []*grants.Grant { return nil }, nil},
 		}
 		s := open()
-		for _, c := range cases {
-			w := newWorld(t, s, 1, day)
-			w.Revoke(grants.Everything(), grants.CauseAdmin, day)
+		for i, c := range cases {
+			now := day.Add(time.Duration(i) * time.Minute)
+			w := newWorld(t, s, 1, now)
+			w.Revoke(grants.Everything(), grants.CauseAdmin, now)
 			w.flush(t)
-			now := day.Add(time.Duration(w.Sequence()) * time.Second)
 			m := made{
 				annWiki: w.issue(t, wish(ann, annSes, laptop, wiki, conOne), now),
 				annGit:  w.issue(t, wish(ann, annSes, laptop, git, conTwo), now),
@@ -471,8 +471,8 @@ func TestConcurrentIssueAndRevoke(t *testing.T) {
 			t.Errorf("%d live, %d ended, want 0 and 40", w.Len(), len(ended))
 		}
 		again := newWorld(t, s, 1, day)
-		if again.Len() != 0 || again.Sequence() != 4 {
-			t.Errorf("after a restart %d live, sequence %d, want 0 and 4", again.Len(), again.Sequence())
+		if again.Len() != 0 || again.Sequence() != w.Sequence() {
+			t.Errorf("after a restart %d live, sequence %d, want 0 and %d", again.Len(), again.Sequence(), w.Sequence())
 		}
 	})
 }
@@ -482,12 +482,14 @@ func TestTwoBrokersTakeOneSequence(t *testing.T) {
 		one, two := newWorld(t, open(), 1, day), newWorld(t, open(), 1, day)
 		g := one.issue(t, wish(ann, annSes, laptop, wiki, conOne), day)
 		h := two.issue(t, wish(ben, benSes, desk, wiki, conOne), day)
-		one.Revoke(grants.User(ann), grants.CauseAdmin, day)
-		two.Revoke(grants.User(ben), grants.CauseAdmin, day)
+		first := one.Revoke(grants.User(ann), grants.CauseAdmin, day)
+		if second := two.Revoke(grants.User(ben), grants.CauseAdmin, day); second.Sequence != first.Sequence {
+			t.Fatalf("sequences %d and %d, want a clash", first.Sequence, second.Sequence)
+		}
 		one.flush(t)
 		two.flush(t)
-		if two.Sequence() != 2 {
-			t.Errorf("sequence of the second broker = %d, want 2", two.Sequence())
+		if two.Sequence() != first.Sequence+1 {
+			t.Errorf("sequence of the second broker = %d, want %d", two.Sequence(), first.Sequence+1)
 		}
 		again := newWorld(t, open(), 1, day)
 		for _, id := range []ids.GrantID{g.ID, h.ID} {
@@ -495,7 +497,7 @@ func TestTwoBrokersTakeOneSequence(t *testing.T) {
 				t.Errorf("grant %s outlived its revocation", id)
 			}
 		}
-		if err := one.Load(t.Context(), 1, day); err != nil || one.Sequence() != 2 {
+		if err := one.Load(t.Context(), 1, day); err != nil || one.Sequence() != two.Sequence() {
 			t.Errorf("the first broker after a load: sequence %d, %v", one.Sequence(), err)
 		}
 	})
@@ -534,7 +536,7 @@ func TestTidyAndDue(t *testing.T) {
 			t.Fatal(err)
 		}
 		list, last, err := s.Revocations(t.Context())
-		if err != nil || len(list) != 0 || last != effect.Sequence || newWorld(t, open(), 1, end).Sequence() != effect.Sequence {
+		if err != nil || len(list) != 0 || last != effect.Sequence || newWorld(t, open(), 1, day).Sequence() != effect.Sequence {
 			t.Errorf("%d revocations, last %d, %v: the sequence must outlive them", len(list), last, err)
 		}
 		if err := w.Tidy(t.Context(), end.Add(8*24*time.Hour)); err != nil {
@@ -555,7 +557,7 @@ func TestTidyAndDue(t *testing.T) {
 // nowhere is a store that keeps nothing, for the speed of the memory part.
 type nowhere struct{ grants.Store }
 
-func (nowhere) InsertGrant(context.Context, grants.Grant) error              { return nil }
+func (nowhere) InsertGrant(context.Context, grants.Grant) error               { return nil }
 func (nowhere) LiveGrants(context.Context, time.Time) ([]grants.Grant, error) { return nil, nil }
 func (nowhere) Revocations(context.Context) ([]grants.Revocation, uint64, error) {
 	return nil, 0, nil

@@ -122,7 +122,7 @@ func (l *Ledger) Load(ctx context.Context, epoch uint64, now time.Time) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.epoch, l.last = epoch, max(l.last, last)
+	l.epoch, l.last = epoch, max(l.last, last, clockSequence(now))
 	l.mergeLocked(revs)
 	for i := range live {
 		l.addLocked(&live[i])

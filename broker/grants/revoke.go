@@ -36,7 +36,7 @@ func (l *Ledger) Revoke(target Target, cause Cause, now time.Time) Effect {
 
 // recordLocked appends the next revocation; its time is not before that of any grant.
 func (l *Ledger) recordLocked(target Target, cause Cause, now time.Time) *Revocation {
-	l.last++
+	l.last = max(l.last+1, clockSequence(now))
 	at := now.UTC().Truncate(tick)
 	if at.Before(l.issued) {
 		at = l.issued
@@ -45,6 +45,11 @@ func (l *Ledger) recordLocked(target Target, cause Cause, now time.Time) *Revoca
 	l.revs = append(l.revs, r)
 	return r
 }
+
+// clockSequence is the lowest sequence for a moment. Sequences follow the clock, so that
+// they go up over a restart also when the last ones before it never reached the disk:
+// connectors remember the highest and refuse lower ones.
+func clockSequence(now time.Time) uint64 { return uint64(max(now.UnixMilli(), 0)) }
 
 // connectorsOf returns the connectors that the grants name, sorted.
 func connectorsOf(list []*Grant) []ids.ConnectorID {

@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// maxListed is how many revocations one statement carries: 500 of at most 100 bytes fit
+	// maxListed is how many revocations one statement carries: 700 of at most 90 bytes fit
 	// into an envelope of 64 KiB.
-	maxListed = 500
-	// maxRaise bounds how far ahead of ours a connector's sequence may be: as many
-	// revocations as could have been lost with a full disk, and some.
+	maxListed = 700
+	// maxRaise bounds how far ahead of ours a connector's sequence may be. Sequences follow
+	// the clock, so this is a quarter of an hour by which a clock went back.
 	maxRaise = 1 << 20
 )
 
@@ -34,8 +34,8 @@ type Applied struct {
 }
 
 // Attach begins the statements to a connector anew from what it holds. If it knows a higher
-// sequence than the ledger, because the last revocations before a crash found the disk full,
-// the ledger goes on from there: a connector refuses lower numbers.
+// sequence than the ledger, because a clock went back over a restart, the ledger goes on from
+// there: a connector refuses lower numbers.
 func (l *Ledger) Attach(id ids.ConnectorID, a Applied) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -45,7 +45,8 @@ func (l *Ledger) Attach(id ids.ConnectorID, a Applied) {
 	if a.Revoked > l.last && a.Revoked-l.last <= maxRaise {
 		l.last = a.Revoked
 	}
-	l.peers[id] = &peer{acked: min(a.Revoked, l.last), sequence: a.Statement}
+	sequence := max(a.Statement, l.peerLocked(id).sequence)
+	l.peers[id] = &peer{acked: min(a.Revoked, l.last), sequence: sequence}
 }
 
 // Detach forgets a connector.
@@ -118,24 +119,30 @@ func (l *Ledger) Statements(id ids.ConnectorID, now time.Time) [][]byte {
 	return append(out, grant.SealStatement(l.cfg.Signer, st))
 }
 
-// statementLocked returns a statement with the next sequence. Sequences follow the clock, so
-// that they go up over a restart of the broker without a write per statement.
+// statementLocked returns a statement with the next sequence.
 func (l *Ledger) statementLocked(id ids.ConnectorID, p *peer, now time.Time) *grant.Statement {
-	p.sequence = max(p.sequence+1, uint64(max(now.UnixMilli(), 0)))
+	p.sequence = max(p.sequence+1, clockSequence(now))
 	return &grant.Statement{
 		Connector: id, Epoch: l.epoch, Sequence: p.sequence, Time: now, VoidBefore: l.voidLocked(),
 	}
 }
 
-// newsLocked returns the revocations after acked that concern the connector.
+// newsLocked returns the revocations after acked that concern the connector, in ascending
+// sequence. Of several with one target the last covers the others.
 func (l *Ledger) newsLocked(id ids.ConnectorID, acked uint64) []grant.Revocation {
 	var out []grant.Revocation
+	covered := map[Target]time.Time{}
 	first, _ := slices.BinarySearchFunc(l.revs, acked+1, bySequence)
-	for _, r := range l.revs[first:] {
-		if _, concerned := slices.BinarySearch(r.Connectors, id); concerned && r.Target.Kind != everything {
-			out = append(out, r.wire())
+	for _, r := range slices.Backward(l.revs[first:]) {
+		_, concerned := slices.BinarySearch(r.Connectors, id)
+		until, again := covered[r.Target]
+		if !concerned || r.Target.Kind == everything || (again && !r.At.After(until)) {
+			continue
 		}
+		covered[r.Target] = r.At
+		out = append(out, r.wire())
 	}
+	slices.Reverse(out)
 	return out
 }
 

@@ -61,7 +61,7 @@ func TestAcknowledge(t *testing.T) {
 		t.Errorf("statement after the acknowledgement: %+v", st)
 	}
 	w.Acknowledge(conOne, 0)
-	w.Acknowledge(conTwo, 1<<40)
+	w.Acknowledge(conTwo, 1<<50)
 	if st := w.statement(t, conTwo, day); st.From != r.Sequence {
 		t.Errorf("From after a wild acknowledgement = %d", st.From)
 	}
@@ -95,29 +95,63 @@ func TestSequencesGoUpOverRestarts(t *testing.T) {
 	})
 }
 
-// A revocation that found the disk full, and then the broker died: the connector knows more.
+// A revocation found the disk full, and the broker died: what it says next is still news.
+func TestSequenceOutlivesLostRevocations(t *testing.T) {
+	s := storetest.Open(t, storetest.SQLite(t))
+	w := newWorld(t, s, 1, day)
+	w.issue(t, wish(ann, annSes, laptop, wiki, conOne), day)
+	lost := w.Revoke(grants.User(ann), grants.CauseAdmin, day.Add(time.Second))
+	again := newWorld(t, s, 1, day.Add(time.Minute))
+	again.Attach(conOne, grants.Applied{})
+	if st := again.statement(t, conOne, day.Add(time.Minute)); st.Revoked < lost.Sequence {
+		t.Errorf("after a restart the statement goes up to %d, the connector knows %d", st.Revoked, lost.Sequence)
+	}
+}
+
+func TestOneTargetIsListedOnce(t *testing.T) {
+	w := newWorld(t, nowhere{}, 1, day)
+	var last grants.Effect
+	for i := range 3 {
+		now := day.Add(time.Duration(i) * time.Second)
+		w.issue(t, wish(ann, annSes, laptop, wiki, conOne), now)
+		w.issue(t, wish(ben, benSes, desk, wiki, conOne), now)
+		last = w.Revoke(grants.User(ann), grants.CauseAdmin, now)
+	}
+	other := w.Revoke(grants.User(ben), grants.CauseAdmin, day.Add(time.Minute))
+	st := w.statement(t, conOne, day.Add(time.Minute))
+	want := []grant.Revocation{
+		{Sequence: last.Sequence, Kind: grant.TargetUser, Target: string(ann), At: last.At},
+		{Sequence: other.Sequence, Kind: grant.TargetUser, Target: string(ben), At: other.At},
+	}
+	if diff := cmp.Diff(want, st.Revocations); diff != "" || st.Revoked != other.Sequence {
+		t.Errorf("revocations up to %d (-want +got):\n%s", st.Revoked, diff)
+	}
+}
+
+// A clock went back over a restart: the connector knows more.
 func TestConnectorKnowsMore(t *testing.T) {
 	w := newWorld(t, storetest.Open(t, storetest.SQLite(t)), 1, day)
-	w.Attach(conOne, grants.Applied{Epoch: 1, Revoked: 5})
-	if st := w.statement(t, conOne, day); st.Revoked != 5 || st.From != 5 {
+	known := w.Sequence() + 5
+	w.Attach(conOne, grants.Applied{Epoch: 1, Revoked: known})
+	if st := w.statement(t, conOne, day); st.Revoked != known || st.From != known {
 		t.Errorf("statement goes back: %+v", st)
 	}
-	if r := w.Revoke(grants.User(ann), grants.CauseAdmin, day); r.Sequence != 6 {
-		t.Errorf("next sequence = %d, want 6", r.Sequence)
+	if r := w.Revoke(grants.User(ann), grants.CauseAdmin, day); r.Sequence != known+1 {
+		t.Errorf("next sequence = %d, want %d", r.Sequence, known+1)
 	}
 	w.Attach(conTwo, grants.Applied{Epoch: 1, Revoked: 1 << 50})
-	if got := w.Sequence(); got != 6 {
+	if got := w.Sequence(); got != known+1 {
 		t.Errorf("a wild connector raised the sequence to %d", got)
 	}
-	w.Attach(conTwo, grants.Applied{Epoch: 2, Revoked: 100})
-	if got := w.Sequence(); got != 6 {
+	w.Attach(conTwo, grants.Applied{Epoch: 2, Revoked: known + 100})
+	if got := w.Sequence(); got != known+1 {
 		t.Errorf("a connector of another epoch raised the sequence to %d", got)
 	}
 }
 
 func TestManyRevocationsComeInParts(t *testing.T) {
 	w := newWorld(t, nowhere{}, 1, day)
-	const n = 1200
+	const n = 1500
 	for i := range n {
 		key := ids.KeyIDOf(fmt.Append(nil, i))
 		w.issue(t, wish(ann, annSes, key, wiki, conOne), day)
@@ -139,7 +173,7 @@ func TestManyRevocationsComeInParts(t *testing.T) {
 		}
 		next, heard = st.Revoked, heard+len(st.Revocations)
 	}
-	if len(all) != 3 || heard != n || next != n {
+	if len(all) != 3 || heard != n || next != w.Sequence() {
 		t.Errorf("%d statements with %d revocations up to %d", len(all), heard, next)
 	}
 	// With a promise made, the parts repeat it and do not cut running flows.
