@@ -1,0 +1,190 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/postern-zt/postern/broker/identity"
+	"github.com/postern-zt/postern/broker/session"
+	"github.com/postern-zt/postern/broker/store"
+	"github.com/postern-zt/postern/broker/trust"
+	"github.com/postern-zt/postern/platform/daemon"
+)
+
+const (
+	sessionsEvery = time.Minute
+	presenceEvery = 15 * time.Second
+	// reverifyEvery is how often the issuer is asked about everybody who is signed in.
+	reverifyEvery = 5 * time.Minute
+	readyTimeout  = 3 * time.Second
+	shutdownTime  = 2 * time.Second
+)
+
+// trust is the table by which facts count, of the policy in force.
+func (b *Broker) trust() trust.Settings { return b.decide.Current().Trust() }
+
+// serveRelay gives a connection to the relay inside this broker.
+func (b *Broker) serveRelay(ctx context.Context, conn *tls.Conn) {
+	if b.relay == nil {
+		conn.Close()
+		return
+	}
+	if err := b.relay.ServeConn(ctx, conn); err != nil {
+		b.log.DebugContext(ctx, "relay connection ended", "error", err)
+	}
+}
+
+// runSessions ends sessions whose time is over and asks issuers again.
+func (b *Broker) runSessions(ctx context.Context) error {
+	tick := time.NewTicker(sessionsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		ended, err := b.sessions.EndDue(ctx, time.Now())
+		if err != nil {
+			b.log.WarnContext(ctx, "sessions not ended", "error", err)
+		}
+		b.api.SessionsEnded(ended)
+		b.reverify(ctx)
+	}
+}
+
+// reverify asks the issuers about users whose last confirmation is too old. A user whom
+// the issuer no longer confirms is refused by the directory, and the reactor acts on it.
+func (b *Broker) reverify(ctx context.Context) {
+	live, err := b.sessions.List(ctx, session.Filter{})
+	if err != nil {
+		b.log.WarnContext(ctx, "sessions not verified again", "error", err)
+		return
+	}
+	for _, s := range live {
+		if time.Since(s.LastVerified) < reverifyEvery {
+			continue
+		}
+		outcome, err := b.identity.Reverify(ctx, s.User)
+		if err != nil {
+			b.log.WarnContext(ctx, "user not verified again", "user", s.User, "error", err)
+		}
+		if err := b.verified(ctx, s, outcome, err); err != nil {
+			b.log.WarnContext(ctx, "verification not noted", "session", s.ID, "error", err)
+		}
+	}
+}
+
+func (b *Broker) verified(ctx context.Context, s session.Session, outcome identity.Outcome, asked error) error {
+	switch {
+	case asked == nil && (outcome == identity.OutcomeFresh || outcome == identity.OutcomeNone):
+		_, err := b.sessions.Verified(ctx, s.ID, time.Now())
+		return err
+	case outcome == identity.OutcomeRefused:
+		_, err := b.sessions.End(ctx, s.ID, session.CauseIssuer, time.Now())
+		return err
+	default:
+		_, err := b.sessions.SetStale(ctx, s.ID, session.IdentityStale, true)
+		return err
+	}
+}
+
+// runPresence says that this broker lives.
+func (b *Broker) runPresence(ctx context.Context) error {
+	started := time.Now()
+	tick := time.NewTicker(presenceEvery)
+	defer tick.Stop()
+	for {
+		row := store.Broker{ID: b.id, Name: b.cfg.host(), Version: b.version, StartedAt: started, SeenAt: time.Now()}
+		if err := b.store.PutBroker(ctx, row); err != nil && ctx.Err() == nil {
+			b.log.WarnContext(ctx, "presence not noted", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// NotReady says what exactly keeps the broker from its work; nothing when it is ready.
+func (b *Broker) NotReady(ctx context.Context) []string {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	var out []string
+	if err := b.store.Ping(ctx); err != nil {
+		out = append(out, "database: "+err.Error())
+	}
+	if n := b.ledger.Queued(); n > 0 {
+		out = append(out, fmt.Sprintf("database: %d revocations are in force but not stored yet", n))
+	}
+	if n := b.audit.Lost(); n > 0 {
+		out = append(out, fmt.Sprintf("audit: %d records were lost because the disk did not take them", n))
+	}
+	if b.decide.Current() == nil {
+		out = append(out, "policy: no revision is in force, everything is denied")
+	}
+	for _, err := range b.catalog.Current().Broken {
+		out = append(out, err.Error())
+	}
+	return out
+}
+
+// localParts serve this machine only: health and metrics, and the admin socket.
+func (b *Broker) localParts() []daemon.Part {
+	var parts []daemon.Part
+	if b.cfg.Health != "off" {
+		parts = append(parts, daemon.Part{Name: "health", Run: b.serveHealth})
+	}
+	if b.cfg.AdminSocket != "" {
+		parts = append(parts, daemon.Part{Name: "admin socket", Run: b.serveAdmin})
+	}
+	return parts
+}
+
+func (b *Broker) serveHealth(ctx context.Context) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", b.cfg.Health)
+	if err != nil {
+		// Health is no reason not to serve: a second broker on the machine has no port.
+		b.log.WarnContext(ctx, "health and metrics are not served", "error", err)
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /readyz", b.readyz)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.Handle("GET /metrics", b.metrics.handler(b))
+	return serveHTTP(ctx, l, mux)
+}
+
+func (b *Broker) readyz(w http.ResponseWriter, r *http.Request) {
+	problems := b.NotReady(r.Context())
+	w.Header().Set("Content-Type", "application/json")
+	if len(problems) > 0 {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(map[string]any{"ready": len(problems) == 0, "not_ready": problems})
+}
+
+// serveHTTP serves l until ctx ends.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: readyTimeout}
+	stop := context.AfterFunc(ctx, func() {
+		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+		defer cancel()
+		if srv.Shutdown(bye) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
