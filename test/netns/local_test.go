@@ -45,7 +45,7 @@ type machine struct {
 	stop  func()
 }
 
-func newMachine(t *testing.T, h *handler, change func(*stack.Config)) *machine {
+func newMachine(t testing.TB, h *handler, change func(*stack.Config)) *machine {
 	t.Helper()
 	host := netns.New(t).Host("client")
 	log := slog.New(slog.NewTextHandler(testWriter{t}, nil))
@@ -89,7 +89,7 @@ func newMachine(t *testing.T, h *handler, change func(*stack.Config)) *machine {
 	return &machine{host, s, stop}
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(p)))
