@@ -1,0 +1,444 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/postern-zt/postern/netstack/relay/udpio"
+	"github.com/postern-zt/postern/netstack/relay/wire"
+	"github.com/postern-zt/postern/proto/ids"
+	"github.com/postern-zt/postern/proto/seal"
+	"github.com/postern-zt/postern/proto/ticket"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// bench is a relay with a clock in hand and one loop on a real socket, driven by the
+// test's goroutine: nothing runs in parallel, so silence can be seen.
+type bench struct {
+	t      testing.TB
+	now    time.Time
+	relay  *Relay
+	loop   *udpLoop
+	signer *seal.Signer
+	key    ticket.PrivateKey
+}
+
+func newBench(t testing.TB, lim Limits) *bench {
+	t.Helper()
+	_, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ticket.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{t: t, now: time.Unix(1_800_000_000, 0), signer: seal.NewSigner(priv), key: key}
+	b.relay, err = New(Config{ID: "rly_x", Key: key, BrokerKeys: func() seal.Keys { return seal.NewKeys(b.signer.Public()) },
+		Limits: lim, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return b.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	loops, err := b.relay.openLoops([]*net.UDPConn{udpSocket(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.loop = loops[0]
+	return b
+}
+
+func udpSocket(t testing.TB) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c.(*net.UDPConn)
+}
+
+func addrOf(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+// holder is a ticket with the socket that uses it.
+type holder struct {
+	b      *bench
+	tk     ticket.Ticket
+	sealed []byte
+	conn   *net.UDPConn
+}
+
+func (b *bench) holder(edit func(*ticket.Ticket)) *holder {
+	b.t.Helper()
+	tk := ticket.Ticket{Relay: "rly_x", Role: ticket.RoleConnector, Handle: ticket.NewHandle(), MACKey: ticket.NewMACKey(),
+		Holder: ids.KeyID{1}, NotBefore: b.now, Expires: b.now.Add(time.Hour)}
+	if edit != nil {
+		edit(&tk)
+	}
+	sealed, err := ticket.Seal(b.key.Public(), b.signer, tk)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return &holder{b: b, tk: tk, sealed: sealed, conn: udpSocket(b.t)}
+}
+
+func (b *bench) client(c *holder) *holder {
+	return b.holder(func(t *ticket.Ticket) { t.Role, t.Connector = ticket.RoleClient, c.tk.Handle })
+}
+
+// put hands one datagram to the relay as if it came from src.
+func (b *bench) put(p []byte, src netip.AddrPort) Reason {
+	return b.loop.handle(p, udpio.Packet{N: len(p), Segment: len(p), Source: src}, b.now)
+}
+
+func (h *holder) read() []byte {
+	h.b.t.Helper()
+	buf := make([]byte, 2048)
+	_ = h.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	n, err := h.conn.Read(buf)
+	if err != nil {
+		h.b.t.Fatalf("no datagram: %v", err)
+	}
+	return buf[:n]
+}
+
+// bind runs the whole exchange; the reason is that of the step that failed.
+func (h *holder) bind(counter uint64) Reason {
+	h.b.t.Helper()
+	src := addrOf(h.conn)
+	if r := h.b.put(wire.AppendBind(nil, h.tk.Handle, counter, nil, h.sealed, h.tk.MACKey), src); r != OK {
+		return r
+	}
+	_, cookie, err := wire.ParseCookie(h.read())
+	if err != nil {
+		h.b.t.Fatal(err)
+	}
+	if r := h.b.put(wire.AppendBind(nil, h.tk.Handle, counter, cookie, h.sealed, h.tk.MACKey), src); r != OK {
+		return r
+	}
+	if n, err := wire.ParseProven(h.read(), h.tk.MACKey); err != nil || n != counter {
+		h.b.t.Fatalf("bound: %d, %v", n, err)
+	}
+	return OK
+}
+
+func (h *holder) data(payload string) []byte {
+	b := append(make([]byte, wire.HeaderLen), payload...)
+	wire.MakeHeader(wire.TypeData, h.tk.Handle).Put(b)
+	return b
+}
+
+func TestBindingLife(t *testing.T) {
+	b := newBench(t, Limits{})
+	c := b.holder(nil)
+	k := b.client(c)
+	if r := b.put(k.data("early"), addrOf(k.conn)); r != DropHandle {
+		t.Errorf("data before a bind: %s", r)
+	}
+	if r := k.bind(1); r != OK {
+		t.Fatalf("bind: %s", r)
+	}
+	if r := b.put(k.data("nobody there"), addrOf(k.conn)); r != DropNoPeer {
+		t.Errorf("data without a connector: %s", r)
+	}
+	if r := c.bind(1); r != OK {
+		t.Fatalf("bind: %s", r)
+	}
+	if r := b.put(k.data("there"), addrOf(k.conn)); r != OK || !bytes.Equal(c.read(), k.data("there")) {
+		t.Errorf("data: %s", r)
+	}
+	if r := b.put(k.data("back"), addrOf(c.conn)); r != OK || !bytes.Equal(k.read(), k.data("back")) {
+		t.Errorf("data back: %s", r)
+	}
+	if r := b.put(c.data("on the connector's own handle"), addrOf(k.conn)); r != DropHandle {
+		t.Errorf("data on a connector handle: %s", r)
+	}
+	b.now = b.now.Add(idleBinding / 2)
+	if r := b.put(wire.AppendPing(nil, wire.TypePing, k.tk.Handle, 2, k.tk.MACKey), addrOf(k.conn)); r != OK {
+		t.Errorf("ping: %s", r)
+	}
+	k.read()
+	b.now = b.now.Add(idleBinding/2 + time.Second)
+	b.relay.sweep(b.now)
+	if b.relay.bindings.get(k.tk.Handle) == nil || b.relay.bindings.get(c.tk.Handle) != nil {
+		t.Error("sweep did not tell a pinging holder from a silent one")
+	}
+}
+
+func TestBindingEndsWithItsTicket(t *testing.T) {
+	b := newBench(t, Limits{})
+	c := b.holder(nil)
+	k := b.client(c)
+	k.bind(1)
+	c.bind(1)
+	b.now = b.now.Add(time.Hour)
+	if r := b.put(k.data("late"), addrOf(k.conn)); r != DropExpired {
+		t.Errorf("data after the ticket's end: %s", r)
+	}
+	if r := b.put(wire.AppendPing(nil, wire.TypePing, k.tk.Handle, 2, k.tk.MACKey), addrOf(k.conn)); r != DropExpired {
+		t.Errorf("ping after the ticket's end: %s", r)
+	}
+	if r := k.bind(2); r != DropExpired {
+		t.Errorf("bind after the ticket's end: %s", r)
+	}
+	b.relay.sweep(b.now)
+	if n := b.relay.Load().Bindings; n != 0 {
+		t.Errorf("%d bindings left", n)
+	}
+}
+
+func TestNewerTicketTakesOverOlderDoesNot(t *testing.T) {
+	b := newBench(t, Limits{})
+	old := b.holder(nil)
+	newer := b.holder(func(t *ticket.Ticket) { t.Handle, t.NotBefore = old.tk.Handle, old.tk.NotBefore.Add(time.Second) })
+	if r := newer.bind(1); r != OK {
+		t.Fatalf("bind: %s", r)
+	}
+	if r := old.bind(1 << 60); r != DropReplay {
+		t.Errorf("bind under an older ticket: %s", r)
+	}
+	other := b.holder(func(t *ticket.Ticket) {
+		t.Handle, t.Role, t.Connector = old.tk.Handle, ticket.RoleClient, ticket.NewHandle()
+	})
+	if r := other.bind(1); r != DropBadTicket {
+		t.Errorf("bind of a connector's handle as a client: %s", r)
+	}
+}
+
+func TestRepeatedProofIsAnsweredAgain(t *testing.T) {
+	b := newBench(t, Limits{})
+	h := b.holder(nil)
+	if h.bind(3) != OK || h.bind(3) != OK {
+		t.Error("the same counter from the same address, whose answer may be lost, was refused")
+	}
+	h.conn = udpSocket(t)
+	if r := h.bind(3); r != DropReplay {
+		t.Errorf("the same counter from another address: %s", r)
+	}
+	if r := h.bind(4); r != OK {
+		t.Errorf("a higher counter from another address: %s", r)
+	}
+}
+
+func TestCookieGrowsOld(t *testing.T) {
+	b := newBench(t, Limits{})
+	h := b.holder(nil)
+	b.put(wire.AppendBind(nil, h.tk.Handle, 1, nil, h.sealed, h.tk.MACKey), addrOf(h.conn))
+	_, cookie, err := wire.ParseCookie(h.read())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.now = b.now.Add(2 * cookieEpoch)
+	if r := b.put(wire.AppendBind(nil, h.tk.Handle, 1, cookie, h.sealed, h.tk.MACKey), addrOf(h.conn)); r != DropCookie {
+		t.Errorf("old cookie: %s", r)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	b := newBench(t, Limits{Bindings: 1, BindsPerSecond: 3})
+	if r := b.holder(nil).bind(1); r != OK {
+		t.Fatalf("bind: %s", r)
+	}
+	if r := b.holder(nil).bind(1); r != DropLimit {
+		t.Errorf("bind beyond the limit of bindings: %s", r)
+	}
+	b.holder(nil).bind(1)
+	if r := b.holder(nil).bind(1); r != DropRate {
+		t.Errorf("bind beyond the rate: %s", r)
+	}
+}
+
+func TestPace(t *testing.T) {
+	var p pace
+	now := time.Unix(1_800_000_000, 0).UnixNano()
+	sent := 0
+	for range 1000 {
+		if p.allow(1000, 1_000_000, now) {
+			sent += 1000
+		}
+	}
+	if sent < 100_000 || sent > 102_000 {
+		t.Errorf("burst of %d bytes at 1 MB/s, want 100 ms worth", sent)
+	}
+	if !p.allow(1000, 1_000_000, now+int64(time.Second)) || !p.allow(1<<30, 0, now) {
+		t.Error("a second later, or without a rate, nothing passes")
+	}
+}
+
+func TestPacedLinkDrops(t *testing.T) {
+	b := newBench(t, Limits{})
+	c := b.holder(nil)
+	k := b.holder(func(t *ticket.Ticket) {
+		t.Role, t.Connector, t.BytesPerSecond = ticket.RoleClient, c.tk.Handle, 1000
+	})
+	k.bind(1)
+	c.bind(1)
+	paced := 0
+	for range 20 {
+		if b.put(k.data("payload payload payload"), addrOf(k.conn)) == DropPaced {
+			paced++
+		}
+	}
+	if paced == 0 || paced == 20 {
+		t.Errorf("%d of 20 datagrams dropped", paced)
+	}
+}
+
+func TestRevocations(t *testing.T) {
+	b := newBench(t, Limits{Revocations: 4})
+	h := b.holder(nil)
+	h.bind(1)
+	b.relay.Revoke(Revocation{Holders: []ids.KeyID{h.tk.Holder}, At: b.now})
+	if b.relay.Load().Bindings != 0 {
+		t.Error("binding outlived the revocation of its holder")
+	}
+	if r := h.bind(2); r != DropRevoked {
+		t.Errorf("bind under a revoked ticket: %s", r)
+	}
+	b.now = b.now.Add(time.Second)
+	fresh := b.holder(func(t *ticket.Ticket) { t.Holder = ids.KeyID{2} })
+	again := b.holder(nil)
+	if fresh.bind(1) != OK || again.bind(1) != OK {
+		t.Error("a stranger to the revocation, or a ticket issued after it, was refused")
+	}
+	before := b.holder(nil)
+	var many []ticket.Handle
+	for range 5 {
+		many = append(many, ticket.NewHandle())
+	}
+	b.relay.Revoke(Revocation{Handles: many, At: b.now})
+	if r := before.bind(1); r != DropRevoked {
+		t.Errorf("after an overflow an older ticket binds: %s", r)
+	}
+	if b.relay.Load().Bindings != 2 {
+		t.Error("an overflow cut bindings that nobody revoked")
+	}
+	b.now = b.now.Add(time.Second)
+	if r := b.holder(nil).bind(1); r != OK {
+		t.Errorf("after an overflow a newer ticket: %s", r)
+	}
+}
+
+func TestRevocationsAreForgottenWithTheirTickets(t *testing.T) {
+	v := newRevocations(10)
+	at := time.Unix(1_800_000_000, 0)
+	v.add(Revocation{Handles: []ticket.Handle{1}, Holders: []ids.KeyID{{1}}, At: at}, at)
+	v.add(Revocation{}, at.Add(ticket.MaxLife+ticket.Tolerance+time.Second))
+	if len(v.handles)+len(v.holders) != 0 {
+		t.Error("revocation kept beyond the longest ticket")
+	}
+}
+
+func TestTable(t *testing.T) {
+	tab := newTable[int]()
+	one, two := new(int), new(int)
+	if tab.add(1, one, 1) != one || tab.add(1, two, 1) != one || tab.add(2, two, 1) != nil {
+		t.Error("add does not keep the first or the limit")
+	}
+	tab.remove(1, two)
+	if tab.get(1) != one {
+		t.Error("remove took another value")
+	}
+	tab.remove(1, one)
+	if tab.get(1) != nil || tab.size.Load() != 0 {
+		t.Error("remove left the value")
+	}
+}
+
+// TestForwardingAllocatesNothing holds the hot path to its promise.
+func TestForwardingAllocatesNothing(t *testing.T) {
+	b := newBench(t, Limits{BytesPerSecond: 1 << 40})
+	c := b.holder(nil)
+	k := b.client(c)
+	k.bind(1)
+	c.bind(1)
+	p := bytes.Repeat(k.data(string(make([]byte, 1192))), 10)
+	in := udpio.Packet{N: len(p), Segment: 1200, ECN: 1, Source: addrOf(k.conn)}
+	if n := testing.AllocsPerRun(100, func() { b.loop.receive(p, in, b.now) }); n != 0 {
+		t.Errorf("%v allocations per super-packet", n)
+	}
+}
+
+func BenchmarkForward(b *testing.B) {
+	x := newBench(b, Limits{})
+	c := x.holder(nil)
+	k := x.client(c)
+	k.bind(1)
+	c.bind(1)
+	p := bytes.Repeat(k.data(string(make([]byte, 1192))), 40)
+	in := udpio.Packet{N: len(p), Segment: 1200, Source: addrOf(k.conn)}
+	b.SetBytes(int64(len(p)))
+	b.ReportAllocs()
+	for b.Loop() {
+		x.loop.receive(p, in, x.now)
+	}
+}
+
+func TestServeUDPEndsWithItsContext(t *testing.T) {
+	b := newBench(t, Limits{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.relay.ServeUDP(ctx, udpSocket(t), udpSocket(t)) }()
+	cancel()
+	if err := <-done; err == nil {
+		t.Error("ServeUDP = nil")
+	}
+}
+
+func TestNewRefusesAnIncompleteConfig(t *testing.T) {
+	b := newBench(t, Limits{})
+	for name, edit := range map[string]func(*Config){
+		"id": func(c *Config) { c.ID = "" }, "key": func(c *Config) { c.Key = ticket.PrivateKey{} },
+		"keys": func(c *Config) { c.BrokerKeys = nil }, "log": func(c *Config) { c.Log = nil },
+	} {
+		cfg := b.relay.cfg
+		edit(&cfg)
+		if _, err := New(cfg); err == nil {
+			t.Errorf("New without %s succeeded", name)
+		}
+	}
+}
+
+func TestEveryReasonHasAName(t *testing.T) {
+	b := newBench(t, Limits{})
+	for i := range reasonCount {
+		if i.String() == "" || i.String() == "unknown" {
+			t.Errorf("reason %d has no name", i)
+		}
+	}
+	if got := len(b.relay.Drops()); got != int(reasonCount)-1 {
+		t.Errorf("Drops() has %d reasons, want %d", got, reasonCount-1)
+	}
+}
+
+// FuzzDatagram feeds a bound relay with anything from anywhere.
+func FuzzDatagram(f *testing.F) {
+	b := newBench(f, Limits{BindsPerSecond: 1 << 30})
+	c := b.holder(nil)
+	k := b.client(c)
+	k.bind(1)
+	c.bind(1)
+	f.Add(k.data("x"), 9)
+	f.Add(wire.AppendPing(nil, wire.TypePing, k.tk.Handle, 1, k.tk.MACKey), 32)
+	f.Add(wire.AppendBind(nil, k.tk.Handle, 1, nil, k.sealed, k.tk.MACKey), 500)
+	f.Add([]byte{0x10}, 1)
+	from := netip.MustParseAddrPort("127.0.0.1:9")
+	f.Fuzz(func(t *testing.T, p []byte, segment int) {
+		if len(p) == 0 || segment <= 0 {
+			return
+		}
+		b.loop.receive(p, udpio.Packet{N: len(p), Segment: min(segment, len(p)), Source: from}, b.now)
+		if at := b.relay.bindings.get(k.tk.Handle).dest.Load().addr; at != addrOf(k.conn) {
+			t.Fatalf("mapping moved to %s", at)
+		}
+	})
+}
