@@ -14,6 +14,13 @@ import (
 //go:embed migrations
 var migrations embed.FS
 
+// A broker that starts beside another one waits for its migration: a try each second for two
+// minutes.
+const (
+	lockPeriod = 1
+	lockTries  = 120
+)
+
 // metaProgram is the meta key of the version that wrote the schema last.
 const metaProgram = "program_version"
 
@@ -75,7 +82,7 @@ func (s *Store) provider() (*goose.Provider, error) {
 	if s.engine.name() == engineSQLite {
 		return newProvider(goose.DialectSQLite3, s.writer, files)
 	}
-	locker, err := lock.NewPostgresSessionLocker()
+	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(lockPeriod, lockTries))
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ type postgresEngine struct {
 	cfg *pgx.ConnConfig
 }
 
-func newPostgres(dsn string) (engine, error) {
+func newPostgres(dsn string, wait time.Duration) (engine, error) {
 	cfg, err := pgx.ParseConfig(dsn)
 	if err != nil {
 		// The error of ParseConfig may quote the DSN, and with it a password.
@@ -39,7 +39,7 @@ func newPostgres(dsn string) (engine, error) {
 	}
 	// A broker that hangs inside a transaction must not hold the writers' lock for ever.
 	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = "15s"
-	cfg.RuntimeParams["lock_timeout"] = "10s"
+	cfg.RuntimeParams["lock_timeout"] = strconv.FormatInt(wait.Milliseconds(), 10)
 	cfg.RuntimeParams["application_name"] = "postern-broker"
 	return &postgresEngine{cfg: cfg}, nil
 }

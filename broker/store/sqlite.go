@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"modernc.org/sqlite"
@@ -16,8 +17,6 @@ import (
 
 const (
 	engineSQLite = "sqlite"
-	// busyMillis is how long a statement waits for another process's lock.
-	busyMillis = 5000
 	// maxReaders is the size of the read pool; each costs a page cache of about 2 MB.
 	maxReaders = 8
 )
@@ -26,9 +25,10 @@ const (
 // synchronous=FULL makes a commit durable, which the audit relies on.
 type sqliteEngine struct {
 	path string
+	wait time.Duration
 }
 
-func newSQLite(path string) (engine, error) {
+func newSQLite(path string, wait time.Duration) (engine, error) {
 	if path == "" {
 		return nil, errors.New("store: sqlite: needs a file path, like sqlite:/var/lib/postern/broker/broker.db")
 	}
@@ -36,7 +36,7 @@ func newSQLite(path string) (engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
-	return &sqliteEngine{path: abs}, nil
+	return &sqliteEngine{path: abs, wait: wait}, nil
 }
 
 func (e *sqliteEngine) name() string { return engineSQLite }
@@ -44,7 +44,7 @@ func (e *sqliteEngine) name() string { return engineSQLite }
 // dsn builds the driver's URI; the path may hold any character.
 func (e *sqliteEngine) dsn(extra url.Values) string {
 	q := url.Values{"_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", busyMillis), "foreign_keys(1)", "synchronous(FULL)", "trusted_schema(0)", "secure_delete(1)",
+		fmt.Sprintf("busy_timeout(%d)", e.wait.Milliseconds()), "foreign_keys(1)", "synchronous(FULL)", "trusted_schema(0)", "secure_delete(1)",
 	}}
 	for k, v := range extra {
 		q[k] = append(q[k], v...)
@@ -131,8 +131,11 @@ func (e *sqliteEngine) referencesQuery() string {
 }
 
 func (e *sqliteEngine) classify(err error) error {
-	if errors.Is(err, os.ErrPermission) {
+	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EROFS) {
 		return ErrReadOnly
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		return ErrFull
 	}
 	var se *sqlite.Error
 	if !errors.As(err, &se) {
@@ -157,5 +160,5 @@ func (e *sqliteEngine) classify(err error) error {
 	}
 }
 
-// retryable is false for a lock too: the driver has already waited busyMillis for it.
+// retryable is false for a lock too: the driver has already waited for it.
 func (e *sqliteEngine) retryable(error) bool { return false }

@@ -21,9 +21,13 @@ import (
 	"time"
 )
 
-// rereadEvery is how often a watcher is told to read everything again, as a net below the
-// change events.
-const rereadEvery = 30 * time.Second
+const (
+	// rereadEvery is how often a watcher is told to read everything again, as a net below
+	// the change events.
+	rereadEvery = 30 * time.Second
+	// lockWait is long for a transaction and short for a person.
+	lockWait = 5 * time.Second
+)
 
 // Config says which database to open. Log is required.
 type Config struct {
@@ -35,7 +39,9 @@ type Config struct {
 	Version string
 	// RereadEvery is the longest time between two full re-reads of a watcher. Zero means 30 s.
 	RereadEvery time.Duration
-	Log         *slog.Logger
+	// LockWait is the longest wait for a lock of another process. Zero means 5 s.
+	LockWait time.Duration
+	Log      *slog.Logger
 }
 
 // Store is an open database with the schema of this program.
@@ -93,7 +99,10 @@ func connect(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.RereadEvery == 0 {
 		cfg.RereadEvery = rereadEvery
 	}
-	eng, err := engineOf(cfg.DSN)
+	if cfg.LockWait == 0 {
+		cfg.LockWait = lockWait
+	}
+	eng, err := engineOf(cfg.DSN, cfg.LockWait)
 	if err != nil {
 		return nil, err
 	}
@@ -128,12 +137,12 @@ func (s *Store) Engine() string { return s.engine.name() }
 
 // engineOf chooses the engine by the scheme of the DSN. The DSN may hold a password: it does
 // not appear in errors.
-func engineOf(dsn string) (engine, error) {
+func engineOf(dsn string, wait time.Duration) (engine, error) {
 	if path, ok := strings.CutPrefix(dsn, "sqlite:"); ok {
-		return newSQLite(path)
+		return newSQLite(path, wait)
 	}
 	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
-		return newPostgres(dsn)
+		return newPostgres(dsn, wait)
 	}
 	scheme, _, _ := strings.Cut(dsn, ":")
 	return nil, fmt.Errorf("store: unknown database kind %q: write sqlite:/path/file.db or postgres://host/name", scheme)
