@@ -189,7 +189,7 @@ func (s *state) settle(d *Decision, outcomes []outcome) {
 		if o.allowed {
 			d.Verbs = append(d.Verbs, o.verb)
 			matched = append(matched, o.matched...)
-		} else {
+		} else if !s.quiet {
 			why = append(why, s.whyNot(o)...)
 		}
 	}

@@ -170,7 +170,7 @@ type forVerb struct {
 	bit   uint8
 }
 
-// All yields the candidates in the order of the revision.
+// All yields the candidates in any order: Cedar does not look at it, and answers are sorted.
 func (f forVerb) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
 		for _, c := range f.cands {

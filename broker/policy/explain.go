@@ -70,6 +70,16 @@ func (s *state) missing(c *compiled) []Reason {
 	return out
 }
 
+func (s *state) countMissing(c *compiled) int {
+	n := 0
+	for i := range c.reqs {
+		if !c.reqs[i].holds(s) {
+			n++
+		}
+	}
+	return n
+}
+
 // withHave adds what the device has to a reason about what it needs.
 func (s *state) withHave(q requirement) Reason {
 	r := q.reason()
@@ -101,7 +111,7 @@ func (s *state) nearest(v Verb) *compiled {
 		}
 		n := 1 // Cedar text: some condition of its own
 		if !c.opaque {
-			n = len(s.missing(c))
+			n = s.countMissing(c)
 		}
 		if best == nil || n < least || (n == least && c.id < best.id) {
 			best, least = c, n

@@ -27,7 +27,7 @@ func uid[S ~string](t types.EntityType, id S) types.EntityUID {
 // form compiles the form of a rule. Values enter as nodes of the syntax tree, never as text.
 func (c *compiler) form(r *Rule) (*compiled, error) {
 	p := &compiled{deny: r.Effect == Deny, verbs: verbMask(r.Verbs), keys: formKeys(r), obliges: r.Obligations}
-	tree := ast.Permit()
+	tree := ast.Permit() // the schema knows no principal but users and no resource but apps
 	if p.deny {
 		tree = ast.Forbid()
 	}
@@ -82,11 +82,11 @@ func verbMask(verbs []Verb) uint8 {
 func whoScope(tree *ast.Policy, w Who, deny bool) (*ast.Policy, ast.Node) {
 	switch {
 	case w.SignedIn:
-		return tree.PrincipalIs(typeUser), ast.Node{}
+		return tree, ast.Node{}
 	case len(w.Users) == 1 && len(w.Groups) == 0:
 		return tree.PrincipalEq(uid(typeUser, w.Users[0])), ast.Node{}
 	case len(w.Users) == 0 && len(w.Groups) == 1 && !deny:
-		return tree.PrincipalIsIn(typeUser, uid(typeGroup, w.Groups[0])), ast.Node{}
+		return tree.PrincipalIn(uid(typeGroup, w.Groups[0])), ast.Node{}
 	}
 	var any []ast.Node
 	if len(w.Users) > 0 {
@@ -98,19 +98,19 @@ func whoScope(tree *ast.Policy, w Who, deny bool) (*ast.Policy, ast.Node) {
 			any = append(any, ast.Principal().Access("groups_incomplete"))
 		}
 	}
-	return tree.PrincipalIs(typeUser), or(any)
+	return tree, or(any)
 }
 
 func appScope(tree *ast.Policy, a Apps) (*ast.Policy, ast.Node) {
 	switch {
 	case a.Any:
-		return tree.ResourceIs(typeApp), ast.Node{}
+		return tree, ast.Node{}
 	case len(a.IDs) == 1 && len(a.Tags)+len(a.Classes) == 0:
 		return tree.ResourceEq(uid(typeApp, a.IDs[0])), ast.Node{}
 	case len(a.Tags) == 1 && len(a.IDs)+len(a.Classes) == 0:
-		return tree.ResourceIsIn(typeApp, uid(typeTag, a.Tags[0])), ast.Node{}
+		return tree.ResourceIn(uid(typeTag, a.Tags[0])), ast.Node{}
 	case len(a.Classes) == 1 && len(a.IDs)+len(a.Tags) == 0:
-		return tree.ResourceIsIn(typeApp, uid(typeClass, a.Classes[0])), ast.Node{}
+		return tree.ResourceIn(uid(typeClass, a.Classes[0])), ast.Node{}
 	}
 	var any []ast.Node
 	if len(a.IDs) > 0 {
@@ -122,7 +122,7 @@ func appScope(tree *ast.Policy, a Apps) (*ast.Policy, ast.Node) {
 	if len(a.Classes) > 0 {
 		any = append(any, set(typeClass, a.Classes).Contains(ast.Resource().Access("class")))
 	}
-	return tree.ResourceIs(typeApp), or(any)
+	return tree, or(any)
 }
 
 // verbScope leaves the action open when the rule speaks about every verb.

@@ -96,14 +96,14 @@ func newIndex(policies []*compiled) *index {
 	return x
 }
 
-// candidates returns the policies that may match and moves end to the first expiry among them.
+// candidates returns the policies that may match, in no order, and moves end to the first
+// expiry among them.
 func (x *index) candidates(in *Input, end time.Time) ([]*compiled, time.Time) {
 	c := collector{seen: make([]uint64, (x.count+63)/64), now: in.Time, end: end}
 	who := principals(in)
 	for _, r := range resources(in) {
 		c.node(x.byResource[r], who)
 	}
-	slices.SortFunc(c.found, func(a, b *compiled) int { return a.index - b.index })
 	return c.found, c.end
 }
 

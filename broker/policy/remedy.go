@@ -102,7 +102,9 @@ func (q *search) verdict(changes []RemedyCode) Verdict {
 	for _, c := range changes {
 		in = in.with(c)
 	}
-	return q.rev.newState(&in).evaluate().Verdict
+	s := q.rev.newState(&in)
+	s.quiet = true
+	return s.evaluate().Verdict
 }
 
 // minimal drops changes, the hardest first, as long as the rest still flips the decision.

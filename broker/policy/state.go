@@ -18,6 +18,7 @@ type state struct {
 	open  uint64 // of those, the open ones
 	fresh bool   // the identity is fresh enough for the class
 	end   time.Time
+	quiet bool // the verdict is all that is wanted: explain nothing
 }
 
 // newState assesses the device, collects the candidates and evaluates the schedules they use.
