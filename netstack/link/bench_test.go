@@ -60,7 +60,7 @@ func BenchmarkFlowTLS(b *testing.B) {
 		b.Fatal(err)
 	}
 	creds, own := newCredentials(b), newCredentials(b)
-	c := benchClient(b, creds.KeyID(), func(ctx context.Context) (carrier.Carrier, error) {
+	c := benchClient(b, creds.KeyID(), func(dctx context.Context) (carrier.Carrier, error) {
 		near, far := loopback(b)
 		work.Go(func() {
 			cfg, _ := peer.ServerConfig(peer.Config{Credentials: creds, Expect: peer.Anyone})
@@ -70,7 +70,7 @@ func BenchmarkFlowTLS(b *testing.B) {
 			}
 		})
 		cfg, _ := peer.ClientConfig(peer.Config{Credentials: own, Expect: peer.Exactly(creds.KeyID())})
-		return tls.Client(ctx, near, tls.Config{TLS: cfg})
+		return tls.Client(dctx, near, tls.Config{TLS: cfg})
 	})
 	work.Go(func() { _ = c.Run(ctx) })
 	defer func() {

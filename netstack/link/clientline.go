@@ -12,10 +12,10 @@ import (
 
 const (
 	// silence is how long a line may be quiet after we wrote before it is asked.
-	silence = 500 * time.Millisecond
+	silence = 300 * time.Millisecond
 	// answerWithin is how long a silent line has to answer when another one is warm: the
 	// flows then move within two seconds of a cut.
-	answerWithin = time.Second
+	answerWithin = 800 * time.Millisecond
 	// answerWithinAlone is the same without another line: giving up gains nothing but a
 	// fresh dial.
 	answerWithinAlone = 5 * time.Second
@@ -304,7 +304,7 @@ func (l *clientLine) proveAlive(ctx context.Context, t *time.Timer, wait time.Du
 		answered <- err
 	})
 	for {
-		t.Reset(silence / 2)
+		t.Reset(silence / 3)
 		select {
 		case err := <-answered:
 			return err

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -117,6 +118,8 @@ func (r *road) carried() int64 {
 	}
 	return n
 }
+
+var errDeadline = os.ErrDeadlineExceeded
 
 var errRoadClosed = errors.New("road is closed")
 
@@ -239,6 +242,7 @@ func (h *fakeHandler) Dial(ctx context.Context, _ link.MicroTunnel, open link.Fl
 	h.mu.Lock()
 	h.dials++
 	app, gate := h.apps[open.Port], h.dialGate
+	h.changedLocked()
 	h.mu.Unlock()
 	if gate != nil {
 		select {
@@ -262,8 +266,28 @@ func (h *fakeHandler) FlowClosed(rec link.FlowRecord) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = append(h.closed, rec)
+	h.changedLocked()
+}
+
+func (h *fakeHandler) changedLocked() {
 	close(h.changed)
 	h.changed = make(chan struct{})
+}
+
+// awaitChange waits until a dial starts or a flow ends, unless a dial has been seen.
+func (h *fakeHandler) awaitChange(t testing.TB) {
+	t.Helper()
+	h.mu.Lock()
+	dials, changed := h.dials, h.changed
+	h.mu.Unlock()
+	if dials > 0 {
+		return
+	}
+	select {
+	case <-changed:
+	case <-t.Context().Done():
+		t.Fatal("nothing happened")
+	}
 }
 
 // awaitClosed waits for the records of n ended flows.

@@ -8,14 +8,20 @@ import (
 	"github.com/postern-zt/postern/netstack/carrier"
 )
 
-// quietRead is a read below which a stream that was busy gives its buffer back.
-const quietRead = 2 << 10
+// A stream that was busy gives its buffer back after quietReads reads below quietRead;
+// one alone is only the rest of a burst.
+const (
+	quietRead  = 2 << 10
+	quietReads = 8
+)
 
 // stream adapts a yamux stream, whose Close ends only our direction.
 type stream struct {
 	*yamux.Stream
-	c    *Carrier
-	busy bool // used by the reader alone
+	c *Carrier
+	// Used by the reader alone.
+	busy  bool
+	quiet int
 }
 
 var _ carrier.Stream = (*stream)(nil)
@@ -25,10 +31,12 @@ var _ carrier.Stream = (*stream)(nil)
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.Stream.Read(p)
 	if n > quietRead {
-		s.busy = true
+		s.busy, s.quiet = true, 0
 	} else if s.busy {
-		s.busy = false
-		s.Shrink()
+		if s.quiet++; s.quiet == quietReads {
+			s.busy, s.quiet = false, 0
+			s.Shrink()
+		}
 	}
 	if err != nil {
 		err = s.c.wrap(err)
