@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -340,5 +342,43 @@ func TestCutEndsTheCarrier(t *testing.T) {
 	case <-c.Done():
 	case <-withTimeout(t).Done():
 		t.Fatal("carrier outlived its link")
+	}
+}
+
+func TestDirectPathNeedsNoRelay(t *testing.T) {
+	client, connector := credentials(t), credentials(t)
+	near, far := relaytest.Socket(t), relaytest.Socket(t)
+	addr := func(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+	nearAddr, farAddr := addr(near), addr(far)
+	theirs, err := quic.NewDirect(far, nearAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := quic.NewDirect(near, farAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := peer.ServerConfig(peer.Config{Credentials: connector, Expect: peer.Exactly(client.KeyID())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		_ = quic.ServePath(ctx, theirs, quic.Config{TLS: conf}, func(ctx context.Context, c *quic.Carrier) { echoStreams(ctx, c) })
+	})
+	clientConf, err := peer.ClientConfig(peer.Config{Credentials: client, Expect: peer.Exactly(connector.KeyID())})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := quic.Dial(withTimeout(t), ours, quic.Config{TLS: clientConf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := transfer(open(t, c), random(8<<20)); err != nil {
+		t.Error(err)
 	}
 }

@@ -38,3 +38,15 @@ func putBuffer(b *buffer) {
 	}
 	largeBuffers.Put(b)
 }
+
+// ReadPacket reads one super-packet of any source into pooled memory, for paths that
+// need no relay. On an error there is nothing to release.
+func ReadPacket(s *udpio.Socket, x *udpio.Scratch) (Packet, udpio.Packet, error) {
+	buf := getBuffer()
+	p, err := s.Read(buf.b, x)
+	if err != nil {
+		putBuffer(buf)
+		return Packet{}, udpio.Packet{}, err
+	}
+	return Packet{Data: buf.b[:p.N], Segment: p.Segment, ECN: p.ECN, buf: buf}, p, nil
+}
