@@ -65,6 +65,9 @@ type Config struct {
 	Log *slog.Logger
 	// Now is the clock for ticket expiry; nil means time.Now.
 	Now func() time.Time
+	// OnAttached is called by Serve each time the connector stands at the relay; it must
+	// not block. Optional: a good moment for Binding.Rebind, the relay may have restarted.
+	OnAttached func()
 }
 
 func (c Config) now() time.Time {

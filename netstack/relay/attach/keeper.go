@@ -10,11 +10,15 @@ import (
 
 	"github.com/postern-zt/postern/netstack/relay/udpio"
 	"github.com/postern-zt/postern/netstack/relay/wire"
+	"github.com/postern-zt/postern/proto/ticket"
 )
 
 const (
 	// keepEvery is the pause between pings: NATs forget UDP after 30 s at the earliest.
 	keepEvery = 10 * time.Second
+	// keepConnector is the same for a connector: a relay that restarted cannot ring it, so
+	// it looks more often than NATs would need.
+	keepConnector = 3 * time.Second
 	// suspectAfter sending without hearing anything a ping asks whether the mapping still
 	// stands (relay restarted, NAT mapped anew).
 	suspectAfter = time.Second
@@ -192,7 +196,10 @@ func (k *keeper) watch(ctx context.Context) {
 	defer renew.Stop()
 	look := time.NewTicker(pongTimeout)
 	defer look.Stop()
-	p := prober{pinged: time.Now()}
+	p := prober{pinged: time.Now(), every: keepEvery}
+	if k.ticket.Role == ticket.RoleConnector {
+		p.every = keepConnector
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -216,6 +223,7 @@ func (k *keeper) watch(ctx context.Context) {
 type prober struct {
 	counter uint64 // of the ping that waits for its pong, 0: none
 	pinged  time.Time
+	every   time.Duration
 	tries   int
 	next    time.Duration
 }
@@ -226,14 +234,14 @@ func (p *prober) heard(k *keeper, m controlMessage) {
 	if err != nil || counter != p.counter || wire.ReadHeader(m.b[:]).Type() != wire.TypePong {
 		return
 	}
-	p.counter, p.tries, p.next = 0, 0, jitter(keepEvery)
+	p.counter, p.tries, p.next = 0, 0, jitter(p.every)
 	k.b.received.Store(time.Now().UnixNano())
 }
 
 // look pings when it is time; false when the relay has not answered often enough.
 func (p *prober) look(k *keeper, now time.Time) bool {
 	if p.next == 0 {
-		p.next = jitter(keepEvery)
+		p.next = jitter(p.every)
 	}
 	switch {
 	case p.counter != 0 && p.tries >= pongTries:

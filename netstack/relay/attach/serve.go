@@ -91,6 +91,9 @@ func (c *callee) standOnce(ctx context.Context) error {
 		return err
 	}
 	c.log.Info("attached to relay")
+	if c.cfg.OnAttached != nil {
+		c.cfg.OnAttached()
+	}
 	return c.hold(ctx, s, t)
 }
 
