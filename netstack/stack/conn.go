@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +24,7 @@ type Conn struct {
 	wq            *waiter.Queue
 	local, remote netip.AddrPort
 	read, write   side
+	closed        atomic.Bool
 }
 
 var _ net.Conn = (*Conn)(nil)
@@ -48,13 +50,19 @@ func (d *side) register(wq *waiter.Queue, mask waiter.EventMask) {
 }
 
 // wait returns when the endpoint has news or the deadline is over.
-func (d *side) wait() error {
+func (d *side) wait() {
 	select {
 	case <-d.ready:
-		return nil
 	case <-d.deadline.done():
-		return os.ErrDeadlineExceeded
 	}
+}
+
+// overError says why the deadline is over: Close moves it into the past.
+func (c *Conn) overError() error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return os.ErrDeadlineExceeded
 }
 
 // Read returns io.EOF when the program closed its side, syscall.ECONNRESET when it
@@ -65,7 +73,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	for {
 		if c.read.deadline.over() {
-			return 0, c.opError("read", os.ErrDeadlineExceeded)
+			return 0, c.opError("read", c.overError())
 		}
 		w := tcpip.SliceWriter(p)
 		res, err := c.ep.Read(&w, tcpip.ReadOptions{})
@@ -74,10 +82,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 			c.ep.ModerateRecvBuf(res.Count)
 			return res.Count, nil
 		case *tcpip.ErrWouldBlock:
-			if err := c.read.wait(); err != nil {
-				return 0, c.opError("read", err)
-			}
+			c.read.wait()
 		case *tcpip.ErrClosedForReceive:
+			if c.closed.Load() {
+				return 0, c.opError("read", net.ErrClosed)
+			}
 			return 0, io.EOF
 		default:
 			return 0, c.opError("read", errnoOf(err))
@@ -90,7 +99,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	var r bytes.Reader
 	for n := 0; n < len(p); {
 		if c.write.deadline.over() {
-			return n, c.opError("write", os.ErrDeadlineExceeded)
+			return n, c.opError("write", c.overError())
 		}
 		r.Reset(p[n:])
 		written, err := c.ep.Write(&r, tcpip.WriteOptions{})
@@ -98,9 +107,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 		switch err.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
-			if err := c.write.wait(); err != nil {
-				return n, c.opError("write", err)
-			}
+			c.write.wait()
 		default:
 			return n, c.opError("write", errnoOf(err))
 		}
@@ -119,18 +126,20 @@ func (c *Conn) CloseWrite() error {
 // Close ends the connection in the orderly way. Bytes already written still reach
 // the program.
 func (c *Conn) Close() error {
+	c.end()
 	c.ep.Close()
-	c.ended()
 	return nil
 }
 
 // Abort ends the connection with RST: the program sees "connection reset".
 func (c *Conn) Abort() {
+	c.end()
 	c.ep.Abort()
-	c.ended()
 }
 
-func (c *Conn) ended() {
+// end comes before the endpoint's own end, so that a waiting Read sees which it was.
+func (c *Conn) end() {
+	c.closed.Store(true)
 	c.stack.conns.remove(c)
 	c.read.deadline.set(aLongTimeAgo)
 	c.write.deadline.set(aLongTimeAgo)

@@ -128,14 +128,20 @@ func synPacket(src, dst netip.AddrPort) []byte {
 	t[12], t[13] = 5<<4, packet.FlagSYN
 	binary.BigEndian.PutUint16(t[14:], 65535)
 	b[9] = byte(packet.ProtoTCP)
-	binary.BigEndian.PutUint16(b[10:], 0) // checksums are taken as right
+	fixHeaderSum(b)
+	return b
+}
+
+// fixHeaderSum computes the checksum of the IPv4 header; that of the transport is
+// taken as right by the stack.
+func fixHeaderSum(b []byte) {
+	binary.BigEndian.PutUint16(b[10:], 0)
 	sum := uint32(0)
 	for i := 0; i < 20; i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))
 	}
 	sum = sum>>16 + sum&0xffff
 	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
-	return b
 }
 
 func (f *fixture) datagram(port uint16, to netip.AddrPort, payload string) {

@@ -39,8 +39,8 @@ type HeldTCP struct {
 	done  chan struct{}
 
 	mu      sync.Mutex
-	request *tcp.ForwarderRequest // nil after the verdict
-	err     error                 // what a later verdict gets
+	request *tcp.ForwarderRequest // nil before the start and after the verdict
+	err     error                 // what a verdict gets while there is no request
 }
 
 // Deadline is when the hold ends.
@@ -146,7 +146,7 @@ func (s *Stack) handleTCP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffe
 		s.tell(v, local, remote, t.SequenceNumber(), quoteOf(pkt))
 		return true
 	}
-	h := &HeldTCP{Local: local, Remote: remote, stack: s, seq: t.SequenceNumber(), quote: quoteOf(pkt), done: make(chan struct{})}
+	h := &HeldTCP{Local: local, Remote: remote, stack: s, seq: t.SequenceNumber(), quote: quoteOf(pkt), done: make(chan struct{}), err: ErrDecided}
 	if !s.admit(h) {
 		return true
 	}
@@ -169,7 +169,9 @@ func (s *Stack) startTCP(r *tcp.ForwarderRequest) {
 	h.timer = time.AfterFunc(s.cfg.Times.HoldTCP, h.expire)
 	h.mu.Unlock()
 	defer func() { _ = h.Drop() }() // ErrDecided is the usual case
-	s.cfg.Handler.HandleTCP(s.ctx, h)
+	if s.ctx.Err() == nil {
+		s.cfg.Handler.HandleTCP(s.ctx, h)
+	}
 }
 
 // handshake is bounded by ctx: the waiter is woken again and again from its end

@@ -79,11 +79,10 @@ func (f *UDPFlow) Prohibited() error { return f.refuse(packet.ReasonProhibited) 
 func (f *UDPFlow) Unreachable() error { return f.refuse(packet.ReasonHost) }
 
 func (f *UDPFlow) refuse(r packet.Reason) error {
-	if !f.end(net.ErrClosed) {
+	v := verdict{reason: r}
+	if !f.endWith(net.ErrClosed, v) {
 		return ErrDecided
 	}
-	v := verdict{reason: r}
-	f.stack.remember(f.key(), v)
 	f.stack.tell(v, f.Local, f.Remote, 0, f.quote)
 	return nil
 }
@@ -149,8 +148,11 @@ func (f *UDPFlow) readError() error {
 	return errors.Join(f.err, net.ErrClosed)
 }
 
-// end forgets the flow. Only the first call returns true.
-func (f *UDPFlow) end(why error) bool {
+func (f *UDPFlow) end(why error) bool { return f.endWith(why, verdict{}) }
+
+// endWith forgets the flow and remembers the verdict, if there is one. Only the
+// first call returns true. When done is closed the next datagram is a new flow.
+func (f *UDPFlow) endWith(why error, v verdict) bool {
 	f.mu.Lock()
 	if f.err != nil {
 		f.mu.Unlock()
@@ -160,8 +162,11 @@ func (f *UDPFlow) end(why error) bool {
 	f.timer.Stop()
 	f.dropQueueLocked()
 	f.mu.Unlock()
-	close(f.done)
+	if v != (verdict{}) {
+		f.stack.remember(f.key(), v)
+	}
 	f.stack.flows.remove(f.key())
+	close(f.done)
 	return true
 }
 
