@@ -67,7 +67,7 @@ func (c *Config) Validate() error {
 
 func (c *Config) validateURL() error {
 	if c.URL == "" {
-		c.URL = "https://" + net.JoinHostPort(defaultHost(), port(c.Listen))
+		c.URL = "https://" + net.JoinHostPort(listenHost(c.Listen), port(c.Listen))
 	}
 	u, err := url.Parse(strings.TrimSuffix(c.URL, "/"))
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
@@ -90,6 +90,15 @@ func port(listen string) string {
 		return "8443"
 	}
 	return p
+}
+
+// listenHost is the address that is listened on, or the machine's first one for all.
+func listenHost(listen string) string {
+	host, _, err := net.SplitHostPort(listen)
+	if addr, perr := netip.ParseAddr(host); err == nil && perr == nil && !addr.IsUnspecified() {
+		return host
+	}
+	return defaultHost()
 }
 
 // host is the name or address in the URL, hostPort with its port.
