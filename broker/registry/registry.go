@@ -113,16 +113,18 @@ func (r *Registry) EnrolDevice(ctx context.Context, d Device, now time.Time) (De
 	d.Name, d.OS = cleanText(d.Name, maxName), cleanText(d.OS, maxName)
 	d.Seen = clean(Seen{First: now, Last: now, Address: d.Seen.Address, Version: d.Seen.Version})
 	known, err := r.store.DeviceByKey(ctx, d.Identity.Key)
-	if err == nil {
-		return known, known.Usable()
+	if errors.Is(err, ErrNotFound) {
+		if err = r.store.CreateDevice(ctx, d); err == nil {
+			return d, nil
+		}
+		if errors.Is(err, ErrExists) { // another login with this key was faster
+			known, err = r.store.DeviceByKey(ctx, d.Identity.Key)
+		}
 	}
-	if !errors.Is(err, ErrNotFound) {
-		return Device{}, err
-	}
-	if err := r.store.CreateDevice(ctx, d); err != nil {
+	if err != nil {
 		return Device{}, fmt.Errorf("enrol device: %w", err)
 	}
-	return d, nil
+	return known, known.Usable()
 }
 
 // HandOver makes a known device the one of another user, who enrolled it by signing in.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -111,6 +113,31 @@ func checkBlocking(t *testing.T, s *store.Store, reg *registry.Registry, d regis
 	if _, err := reg.SetDeviceState(t.Context(), d.ID, "sleeping"); err == nil {
 		t.Error("an unknown state was accepted")
 	}
+}
+
+func TestTwoLoginsEnrolOneDevice(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, open func() *store.Store) {
+		reg := registry.New(open())
+		got := make([]ids.DeviceID, 8)
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for i := range got {
+			wg.Go(func() {
+				<-start
+				d, err := reg.EnrolDevice(t.Context(), registry.Device{User: "usr_x", Identity: identity("a")}, day)
+				if err != nil {
+					t.Errorf("EnrolDevice: %v", err)
+				}
+				got[i] = d.ID
+			})
+		}
+		close(start)
+		wg.Wait()
+		slices.Sort(got)
+		if all := slices.Compact(got); len(all) != 1 {
+			t.Errorf("devices %v, want one", all)
+		}
+	})
 }
 
 func TestSeeingIsNoChange(t *testing.T) {
