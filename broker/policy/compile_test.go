@@ -189,6 +189,17 @@ func TestOperators(t *testing.T) {
 	}
 }
 
+// TestValueOutsideTheOrderIsMissing: a rank that does not exist is not the lowest rank.
+func TestValueOutsideTheOrderIsMissing(t *testing.T) {
+	r := allow(1)
+	r.Conditions.Attributes = test("user", "clearance", policy.LessThan, policy.Text("level2"))
+	in := input()
+	in.Identity.Attributes = map[string]policy.Value{"clearance": policy.Text("nonsense")}
+	if d := compile(t, r).Decide(in); d.Verdict.Grants() {
+		t.Errorf("%v, want deny", d.Verdict)
+	}
+}
+
 func TestExists(t *testing.T) {
 	for op, want := range map[policy.Operator]bool{policy.Exists: true, policy.NotExists: false} {
 		r := allow(1)
