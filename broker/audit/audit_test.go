@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +20,7 @@ import (
 	"github.com/postern-zt/postern/proto/seal"
 )
 
-func TestMain(m *testing.M) { storetest.Main(m) }
+func TestMain(m *testing.M) { storetest.Main(m, storetest.Leaks) }
 
 // fixture is one broker's log over a store.
 type fixture struct {
@@ -302,6 +303,30 @@ func TestOversizedEventIsRefused(t *testing.T) {
 		}
 	}
 	f.mustHold(t, 0)
+}
+
+func BenchmarkAppend(b *testing.B) {
+	s, err := store.Open(b.Context(), store.Config{DSN: "sqlite:" + filepath.Join(b.TempDir(), "b.db"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	signer := seal.NewSigner(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+	l, err := audit.New(audit.Config{Store: s, Broker: ids.New[ids.BrokerID](), Signer: signer, Sealer: keys.NewKEK(), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.SetParallelism(32)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := l.Append(b.Context(), audit.Event{Kind: audit.Decision, Decision: "allow", Reasons: []string{"rule"}}); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
 }
 
 func FuzzParseLine(f *testing.F) {

@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"testing"
@@ -79,6 +80,7 @@ func TestIngestRefuses(t *testing.T) {
 			"a continuation of another history":   {(&connector{id: c.id, seq: 2, prev: audit.Hash{2}}).write(1), audit.ErrForked},
 			"another connector's records":         {other.write(1), audit.ErrMalformed},
 			"a hole inside":                       {[][]byte{lines[0], lines[2]}, audit.ErrForked},
+			"text that is not UTF-8":              {[][]byte{bytes.Replace(lines[0], []byte(`"flow_open"`), []byte("\"flow\xff\""), 1)}, audit.ErrMalformed},
 			"garbage":                             {[][]byte{[]byte("x")}, audit.ErrMalformed},
 			"too many":                            {make([][]byte, 5000), audit.ErrMalformed},
 		} {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/postern-zt/postern/proto/chain"
 	"github.com/postern-zt/postern/proto/ids"
@@ -62,6 +63,9 @@ func HashLine(line []byte) Hash { return chain.HashLine(line) }
 func ParseLine(line []byte) (Record, error) {
 	if bytes.HasPrefix(line, []byte(framePrefix)) {
 		return Record{}, fmt.Errorf("%w: a frame of an exported file", ErrMalformed)
+	}
+	if !utf8.Valid(line) { // PostgreSQL does not store it
+		return Record{}, fmt.Errorf("%w: not UTF-8", ErrMalformed)
 	}
 	r, err := chain.ParseLine(line)
 	if err == nil && r.TimeMS <= 0 {

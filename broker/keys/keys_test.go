@@ -24,7 +24,7 @@ import (
 	"github.com/postern-zt/postern/proto/seal"
 )
 
-func TestMain(m *testing.M) { storetest.Main(m) }
+func TestMain(m *testing.M) { storetest.Main(m, storetest.Leaks) }
 
 // org is the installation of the tests.
 const org = ids.OrgID("org_00000000000000000000000000")

@@ -140,6 +140,33 @@ func TestWatchSeesOtherBrokers(t *testing.T) {
 	})
 }
 
+func TestListenerComesBack(t *testing.T) {
+	dsn := storetest.Postgres(t)
+	a, b := storetest.Open(t, dsn), storetest.Open(t, dsn)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := a.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	defer wg.Wait()
+	defer cancel()
+	w := watch(t, a, 0)
+	w.wantReread()
+	for range 2 {
+		change(t, b, "x")
+		if got := w.batch(); len(got.Changes) != 1 {
+			t.Errorf("batch = %+v, want one change", got)
+		}
+		err := b.ExecForTest(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND query LIKE 'LISTEN%'`)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestSlowWatcherRereads(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, open func() *store.Store) {
 		s := open()

@@ -12,7 +12,7 @@ import (
 	"github.com/postern-zt/postern/proto/ids"
 )
 
-func TestMain(m *testing.M) { storetest.Main(m) }
+func TestMain(m *testing.M) { storetest.Main(m, storetest.Leaks) }
 
 func TestMeta(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, open func() *store.Store) {

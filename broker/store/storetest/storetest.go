@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
 
 	"github.com/postern-zt/postern/broker/store"
 	"github.com/postern-zt/postern/proto/ids"
@@ -26,12 +27,26 @@ import (
 // them a server of his own.
 const envServer = "POSTERN_TEST_POSTGRES"
 
-// Main runs the tests with a PostgreSQL server beside them and exits.
+// Main runs the tests with a PostgreSQL server beside them and exits. Each check runs after
+// the tests passed and the server stopped; its error fails the run.
 //
-//	func TestMain(m *testing.M) { storetest.Main(m) }
-func Main(m *testing.M) {
-	os.Exit(run(m))
+//	func TestMain(m *testing.M) { storetest.Main(m, storetest.Leaks) }
+func Main(m *testing.M, checks ...func() error) {
+	code := run(m)
+	for _, check := range checks {
+		if code != 0 {
+			break
+		}
+		if err := check(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
+
+// Leaks is a check of Main: no goroutine is left.
+func Leaks() error { return goleak.Find() }
 
 func run(m *testing.M) int {
 	if os.Getenv(envServer) != "" {
