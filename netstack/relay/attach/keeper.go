@@ -21,13 +21,16 @@ const (
 	keepConnector = 3 * time.Second
 	// suspectAfter sending without hearing anything a ping asks whether the mapping still
 	// stands (relay restarted, NAT mapped anew).
-	suspectAfter = time.Second
+	suspectAfter = 800 * time.Millisecond
 	// pongTimeout and pongTries: how long until an unanswered ping means a new binding.
-	pongTimeout = 400 * time.Millisecond
-	pongTries   = 3
+	pongTimeout = 300 * time.Millisecond
+	pongTries   = 4
 	// bindRetry is the first pause before a bind datagram is repeated; it doubles.
 	bindRetry    = 250 * time.Millisecond
 	bindRetryMax = 2 * time.Second
+	// bindPauseMax bounds the pause between attempts: a relay that comes back is noticed
+	// soon, and an attempt costs it nothing until it answers.
+	bindPauseMax = 5 * time.Second
 	// bindTimeout bounds one attempt to bind; after it tickets are asked for again.
 	bindTimeout = 10 * time.Second
 	// maxCandidates bounds the relay's addresses that are tried at the same time.
@@ -62,9 +65,20 @@ func (k *keeper) run(ctx context.Context) {
 			if ctx.Err() == nil {
 				k.b.log.Warn("binding at the relay failed", "err", err, "retry_in", wait)
 			}
-			pause(ctx, jitter(wait))
-			wait = min(wait*2, backoffMax)
+			k.b.rest(ctx, jitter(wait))
+			wait = min(wait*2, bindPauseMax)
 		}
+	}
+}
+
+// rest waits, unless somebody knows that the network has changed.
+func (b *Binding) rest(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-b.nudge:
+	case <-t.C:
 	}
 }
 

@@ -69,7 +69,7 @@ func (f *Fixture) Start() {
 	pc, err := net.ListenPacket("udp", f.UDPAddr)
 	must(f.t, err)
 	f.Relay, f.TCPAddr, f.UDPAddr = r, l.Addr().String(), pc.LocalAddr().String()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(f.t.Context())
 	var wg sync.WaitGroup
 	conf := relay.TLSConfig(func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &f.cert, nil })
 	wg.Go(func() { _ = r.ServeTCP(ctx, l, conf) })
