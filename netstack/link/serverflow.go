@@ -377,7 +377,7 @@ func (sf *serverFlow) serveTCP(st carrier.Stream, epoch uint32, peer frame.Ack, 
 
 // armDetach starts the time a flow may be without a carrier.
 func (sf *serverFlow) armDetach() {
-	d := sf.tunnel.DetachFor
+	d := sf.rec.Tunnel.DetachFor // fixed at the open; the tunnel may be presented again
 	if d <= 0 {
 		d = sf.r.s.limits.DetachFor
 	}
