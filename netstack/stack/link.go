@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -29,8 +30,7 @@ const (
 	queueLength = 256
 	// writeBatch is enough to keep the device busy; each place costs 64 KiB.
 	writeBatch = 32
-	// maxReadErrors in a row mean that the device is gone; single ones happen
-	// (a super-packet with too many segments).
+	// maxReadErrors of the system in a row mean that the device is gone.
 	maxReadErrors = 16
 )
 
@@ -163,16 +163,26 @@ func (s *Stack) read() error {
 		switch {
 		case err == nil:
 			failures = 0
-		case s.ctx.Err() != nil, errors.Is(err, fs.ErrClosed), errors.Is(err, net.ErrClosed):
+		case s.ctx.Err() != nil:
 			return nil
-		case failures >= maxReadErrors:
+		case deviceFailed(err) && failures >= maxReadErrors, isClosed(err): // closed: somebody removed it
 			return fmt.Errorf("read from device: %w", err)
-		default:
+		case deviceFailed(err):
 			failures++
+		default: // a bad packet: any program can make one, so it must end nothing
 			s.stats.malformed.Add(1)
 		}
 	}
 }
+
+// deviceFailed says that the system refused the read, rather than that the device
+// did not understand what it read.
+func deviceFailed(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno)
+}
+
+func isClosed(err error) bool { return errors.Is(err, fs.ErrClosed) || errors.Is(err, net.ErrClosed) }
 
 func newBatch(n int) ([][]byte, []int) {
 	bufs := make([][]byte, n)
@@ -229,7 +239,7 @@ func (s *Stack) writeBatch(out [][]byte) error {
 	_, err := s.cfg.Device.Write(out, headroom)
 	switch {
 	case err == nil, s.ctx.Err() != nil:
-	case errors.Is(err, fs.ErrClosed), errors.Is(err, net.ErrClosed):
+	case isClosed(err):
 		return fmt.Errorf("write to device: %w", err)
 	default:
 		s.stats.refused.Add(1) // one packet; the others go on

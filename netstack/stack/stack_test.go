@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -432,4 +433,52 @@ func TestUDPLimits(t *testing.T) {
 	if got := f.stack.Drops().Limited; got != 7 {
 		t.Errorf("limited = %d, want 7", got)
 	}
+}
+
+// failing is a wire whose first reads fail.
+type failing struct {
+	*wire
+	err   error
+	times int
+}
+
+func (f *failing) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	if f.times > 0 {
+		f.times--
+		return 0, f.err
+	}
+	return f.wire.Read(bufs, sizes, offset)
+}
+
+func TestBadPacketsEndNothing(t *testing.T) {
+	c := &calls{echo: make(chan *stack.Echo, 1), tcp: make(chan *stack.HeldTCP, 1)}
+	dev := &failing{newWire(), errors.New("too many segments"), 1000}
+	done, cancel := runOn(t, dev, c)
+	(&fixture{t: t, wire: dev.wire, calls: c}).settle()
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run() = %v", err)
+	}
+}
+
+func TestFailedDeviceEndsTheStack(t *testing.T) {
+	for _, err := range []error{&os.PathError{Op: "read", Err: syscall.EIO}, os.ErrClosed} {
+		done, cancel := runOn(t, &failing{newWire(), err, 1000}, &calls{})
+		if got := receive(t, done); !errors.Is(got, err) {
+			t.Errorf("Run() = %v, want %v", got, err)
+		}
+		cancel()
+	}
+}
+
+func runOn(t *testing.T, dev stack.Device, h stack.Handler) (<-chan error, context.CancelFunc) {
+	t.Helper()
+	s, err := stack.New(stack.Config{Device: dev, Handler: h, Prefixes: inside, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	return done, cancel
 }

@@ -18,7 +18,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		want error
 		hint string
 	}{
-		{probe(missing), ErrNoDriver, "modprobe tun"},
+		{openError(missing), ErrNoDriver, "modprobe tun"},
 		{explain("postern0", fmt.Errorf("ioctl: %w", unix.EPERM)), ErrPermission, "CAP_NET_ADMIN"},
 		{explain("postern0", fmt.Errorf("ioctl: %w", unix.EBUSY)), ErrInUse, "other process"},
 		{explain("postern0", os.NewSyscallError("ioctl", unix.EINVAL)), unix.EINVAL, "postern0"},
@@ -37,8 +37,8 @@ func TestPermissionDenied(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := probe(path); !errors.Is(err, ErrPermission) {
-		t.Errorf("probe = %v, want ErrPermission", err)
+	if err := openError(path); !errors.Is(err, ErrPermission) {
+		t.Errorf("open = %v, want ErrPermission", err)
 	}
 }
 
@@ -46,4 +46,9 @@ func TestDefaults(t *testing.T) {
 	if got := (Config{}).withDefaults(); got.Name != "postern0" || got.MTU != 65000 {
 		t.Errorf("defaults = %+v", got)
 	}
+}
+
+func openError(path string) error {
+	_, err := openDriver(path)
+	return err
 }

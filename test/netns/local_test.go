@@ -262,6 +262,55 @@ func deadline(t *testing.T, c net.Conn) {
 	}
 }
 
+func TestRemovedInterfaceEndsTheStack(t *testing.T) {
+	host := netns.New(t).Host("client")
+	var dev *tun.Device
+	err := host.Do(func() (err error) {
+		dev, err = tun.Open(tun.Config{})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := stack.New(stack.Config{Device: dev, Handler: &handler{}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Run(context.Background()) }()
+	host.IP("link", "del", dev.InterfaceName())
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("Run() without its interface: no error")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run() goes on without its interface")
+	}
+}
+
+func TestSecondDeviceOfTheSameNameIsRefused(t *testing.T) {
+	host := netns.New(t).Host("client")
+	err := host.Do(func() error {
+		first, err := tun.Open(tun.Config{})
+		if err != nil {
+			return err
+		}
+		defer first.Close()
+		second, err := tun.Open(tun.Config{})
+		if err == nil {
+			return errors.Join(errors.New("opened twice"), second.Close())
+		}
+		if !errors.Is(err, tun.ErrInUse) {
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestUDPEcho(t *testing.T) {
 	forBoth(t, func(t *testing.T, app string) {
 		m := newMachine(t, &handler{udp: func(ctx context.Context, f *stack.UDPFlow) {

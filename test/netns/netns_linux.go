@@ -89,6 +89,7 @@ func (h *Host) remove() {
 		h.w.t.Logf("remove namespace %s: %v: %s", h.ns, err, out)
 	}
 	_ = os.RemoveAll(filepath.Join(etcDir, h.ns)) // only there after WriteEtc
+	_ = os.Remove(etcDir)                         // unless it holds something of others
 }
 
 // Namespace is the name that "ip netns" knows.
