@@ -96,6 +96,12 @@ func (p *Packets) Deliver(f frame.Fragment, b []byte) {
 
 // Read reads one datagram; the rest of one that does not fit is lost, as with a socket.
 func (p *Packets) Read(b []byte) (int, error) {
+	d, err := p.ReadDatagram()
+	return copy(b, d), err
+}
+
+// ReadDatagram reads one datagram, which belongs to the caller.
+func (p *Packets) ReadDatagram() ([]byte, error) {
 	for {
 		p.mu.Lock()
 		if len(p.queue) > 0 && !p.ended {
@@ -105,15 +111,15 @@ func (p *Packets) Read(b []byte) (int, error) {
 			p.bytes -= len(d)
 			p.mu.Unlock()
 			p.toApp.Add(uint64(len(d)))
-			return copy(b, d), nil
+			return d, nil
 		}
 		p.mu.Unlock()
 		select {
 		case <-p.ready:
 		case <-p.over:
-			return 0, p.closedErr()
+			return nil, p.closedErr()
 		case <-p.readEnd.wait():
-			return 0, errTimeout
+			return nil, errTimeout
 		}
 	}
 }

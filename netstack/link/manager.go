@@ -213,7 +213,13 @@ func (c *Client) greet(ctx context.Context, d Dialer, car carrier.Carrier) (*cli
 		return nil, fmt.Errorf("open control stream: %w", err)
 	}
 	l.ctl = ctl
-	return l, l.greet(frame.NewHello(c.cfg.Instance, c.cfg.Kind), true)
+	if err := l.greet(frame.NewHello(c.cfg.Instance, c.cfg.Kind), true); err != nil {
+		return nil, err
+	}
+	if l.hello.Kind != frame.KindConnector {
+		return nil, fmt.Errorf("%w: the peer is no connector", ErrProtocol)
+	}
+	return l, nil
 }
 
 // dialled notes the result of an attempt.

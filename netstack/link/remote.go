@@ -3,7 +3,9 @@ package link
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/postern-zt/postern/netstack/carrier"
@@ -11,6 +13,9 @@ import (
 	"github.com/postern-zt/postern/proto/frame"
 	"github.com/postern-zt/postern/proto/ids"
 )
+
+// maxUnread bounds the streams of one line whose first frame has not come.
+const maxUnread = 1024
 
 // maxTombstones bounds what a peer can make us remember; the oldest goes.
 const maxTombstones = 8192
@@ -55,14 +60,20 @@ func newRemote(s *Server, id peer.Identity, hello frame.Hello) *remote {
 	}
 }
 
-func (r *remote) addLine(l *line, limit int) bool {
+// addLine adds l and returns the line that it replaces when there are too many: the
+// oldest is the likeliest to be dead without our knowing.
+func (r *remote) addLine(l *line, limit int) (surplus *line) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.ended || len(r.lines) >= limit {
-		return false
+	if r.ended {
+		return l
 	}
 	r.lines = append(r.lines, l)
-	return true
+	if len(r.lines) > limit {
+		surplus = r.lines[0]
+		r.lines = r.lines[1:]
+	}
+	return surplus
 }
 
 func (r *remote) leave(l *line) {
@@ -175,11 +186,18 @@ func (r *remote) accept(ref GrantRef, mt MicroTunnel) frame.Code {
 		old.MicroTunnel = mt
 		return frame.OK
 	}
-	if r.tunnels[ref] == nil && len(r.tunnels) >= r.s.limits.GrantsPerPeer {
+	if r.tunnels[ref] == nil && len(r.tunnels) >= r.s.limits.GrantsPerPeer && !r.forgetClosedLocked() {
 		return frame.TooManyFlows
 	}
 	r.tunnels[ref] = &tunnel{MicroTunnel: mt, ref: ref, held: held}
 	return frame.OK
+}
+
+// forgetClosedLocked makes room by dropping micro-tunnels that are over; r.mu is held.
+func (r *remote) forgetClosedLocked() bool {
+	before := len(r.tunnels)
+	maps.DeleteFunc(r.tunnels, func(_ GrantRef, t *tunnel) bool { return t.closed })
+	return len(r.tunnels) < before
 }
 
 // withdraw forgets a micro-tunnel on the client's wish.
@@ -317,20 +335,27 @@ func (r *remote) unused() bool {
 
 // acceptStreams handles every stream of the client in a goroutine of work.
 func (r *remote) acceptStreams(ctx context.Context, l *line, work *sync.WaitGroup) error {
+	var unread atomic.Int64
 	for {
 		st, err := l.c.AcceptStream(ctx)
 		if err != nil {
 			return fmt.Errorf("accept stream: %w", err)
 		}
-		work.Go(func() { r.stream(ctx, l, &countedStream{Stream: st, l: l}) })
+		if unread.Load() >= maxUnread {
+			st.Abort()
+			continue
+		}
+		unread.Add(1)
+		work.Go(func() { r.stream(ctx, l, &countedStream{Stream: st, l: l}, &unread) })
 	}
 }
 
 // stream reads the first frame of a stream, which says what the stream is for.
-func (r *remote) stream(ctx context.Context, l *line, st carrier.Stream) {
+func (r *remote) stream(ctx context.Context, l *line, st carrier.Stream, unread *atomic.Int64) {
 	defer st.Abort()
 	_ = st.SetReadDeadline(time.Now().Add(greetTimeout)) // checked by the read
 	h, payload, err := readFrame(st)
+	unread.Add(-1)
 	if err != nil {
 		return
 	}

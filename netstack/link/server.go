@@ -117,14 +117,14 @@ func (s *Server) join(l *line) (*remote, error) {
 	} else {
 		old = nil
 	}
-	full := !r.addLine(l, s.limits.CarriersPerPeer)
+	surplus := r.addLine(l, s.limits.CarriersPerPeer)
 	draining := s.draining
 	s.mu.Unlock()
 	if old != nil {
 		old.end(frame.Superseded)
 	}
-	if full {
-		return nil, fmt.Errorf("%w: too many carriers", ErrProtocol)
+	if surplus != nil {
+		surplus.kill(fmt.Errorf("%w: the peer has newer carriers", ErrClosed))
 	}
 	if draining {
 		_ = l.write(frame.AppendDrain(nil)) // a dead line shows in its readers

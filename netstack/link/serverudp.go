@@ -32,13 +32,12 @@ func (sf *serverFlow) runUDP(app net.Conn) {
 }
 
 func (sf *serverFlow) linkToApp(app net.Conn) {
-	buf := make([]byte, frame.MaxDatagram)
 	for {
-		n, err := sf.udp.Read(buf)
+		b, err := sf.udp.ReadDatagram()
 		if err != nil {
 			return
 		}
-		if _, err := app.Write(buf[:n]); err != nil {
+		if _, err := app.Write(b); err != nil {
 			sf.udpError(err)
 		}
 	}
