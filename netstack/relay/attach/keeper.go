@@ -21,10 +21,12 @@ const (
 	keepConnector = 3 * time.Second
 	// suspectAfter sending without hearing anything a ping asks whether the mapping still
 	// stands (relay restarted, NAT mapped anew).
-	suspectAfter = 800 * time.Millisecond
-	// pongTimeout and pongTries: how long until an unanswered ping means a new binding.
-	pongTimeout = 300 * time.Millisecond
-	pongTries   = 4
+	suspectAfter = 500 * time.Millisecond
+	// pongTimeout (or twice the last round trip) and pongTries: how long until an
+	// unanswered ping means a new binding. QUIC's own probes back off meanwhile, so a
+	// stall lasts up to twice as long as it takes to notice.
+	pongTimeout = 250 * time.Millisecond
+	pongTries   = 3
 	// bindRetry is the first pause before a bind datagram is repeated; it doubles.
 	bindRetry    = 250 * time.Millisecond
 	bindRetryMax = 2 * time.Second
@@ -214,6 +216,7 @@ func (k *keeper) watch(ctx context.Context) {
 	if k.ticket.Role == ticket.RoleConnector {
 		p.every = keepConnector
 	}
+	p.next = jitter(p.every)
 	for {
 		select {
 		case <-ctx.Done():
@@ -235,11 +238,13 @@ func (k *keeper) watch(ctx context.Context) {
 
 // prober decides when to ping and when to give up.
 type prober struct {
-	counter uint64 // of the ping that waits for its pong, 0: none
-	pinged  time.Time
 	every   time.Duration
+	next    time.Duration // pause until the next ping
+	counter uint64        // of the ping that waits for its pong, 0: none
+	first   time.Time     // when it was sent
+	pinged  time.Time     // when it was sent last
 	tries   int
-	next    time.Duration
+	rtt     time.Duration
 }
 
 // heard takes note of a pong for the ping that is out.
@@ -248,28 +253,29 @@ func (p *prober) heard(k *keeper, m controlMessage) {
 	if err != nil || counter != p.counter || wire.ReadHeader(m.b[:]).Type() != wire.TypePong {
 		return
 	}
+	now := time.Now()
+	p.rtt = now.Sub(p.first)
 	p.counter, p.tries, p.next = 0, 0, jitter(p.every)
-	k.b.received.Store(time.Now().UnixNano())
+	k.b.received.Store(now.UnixNano())
 }
 
 // look pings when it is time; false when the relay has not answered often enough.
 func (p *prober) look(k *keeper, now time.Time) bool {
-	if p.next == 0 {
-		p.next = jitter(p.every)
-	}
+	since := now.Sub(p.pinged)
 	switch {
+	case p.counter != 0 && since < max(pongTimeout, 2*p.rtt): // the pong may be under way
 	case p.counter != 0 && p.tries >= pongTries:
 		return false
-	case p.counter != 0, now.Sub(p.pinged) >= p.next, k.b.silent(now) && now.Sub(p.pinged) >= suspectAfter:
+	case p.counter != 0, since >= p.next, k.b.silent(now) && since >= suspectAfter:
 		p.ping(k, now)
 	}
 	return true
 }
 
 func (p *prober) ping(k *keeper, now time.Time) {
-	k.counter = max(k.counter+1, uint64(now.UnixMicro()))
 	if p.counter == 0 {
-		p.counter = k.counter
+		k.counter = max(k.counter+1, uint64(now.UnixMicro()))
+		p.counter, p.first = k.counter, now
 	}
 	p.pinged = now
 	p.tries++

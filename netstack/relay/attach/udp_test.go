@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,26 +51,62 @@ func send(t testing.TB, p *attach.Path, payload string, ecn byte) {
 	}
 }
 
-func receive(t testing.TB, p *attach.Path) (string, byte) {
+// retry is how often a test repeats a datagram: even loopback drops under load.
+const retry = 200 * time.Millisecond
+
+// pass sends payload until it arrives and returns its congestion bits; late repetitions
+// of earlier payloads are skipped.
+func pass(t testing.TB, from, to *attach.Path, payload string, ecn byte) byte {
 	t.Helper()
-	pkt, ok, err := p.Receive(withTimeout(t).Done())
-	if err != nil || !ok {
-		t.Fatalf("Receive: ok %v, %v", ok, err)
+	for deadline := withTimeout(t); deadline.Err() == nil; {
+		send(t, from, payload, ecn)
+		for {
+			got, bits, ok := next(t, to)
+			if !ok {
+				break
+			}
+			if got == payload {
+				return bits
+			}
+		}
+	}
+	t.Fatalf("%q did not arrive", payload)
+	return 0
+}
+
+// next returns the next datagram's payload, or false after a while.
+func next(t testing.TB, p *attach.Path) (string, byte, bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), retry)
+	defer cancel()
+	pkt, ok, err := p.Receive(ctx.Done())
+	if err != nil {
+		t.Fatalf("Receive: %v", err)
+	}
+	if !ok {
+		return "", 0, false
 	}
 	defer pkt.Release()
-	return string(pkt.Data[p.HeaderLen():]), pkt.ECN
+	return string(pkt.Data[p.HeaderLen():min(pkt.Segment, len(pkt.Data))]), pkt.ECN, true
 }
 
 // longHeader starts a payload that a connector takes for a new QUIC connection.
 const longHeader = "\xc0"
 
-func accept(t testing.TB, b *attach.Binding) *attach.Path {
+// connect opens a link at the connector with the client's first datagram.
+func connect(t testing.TB, client *attach.Path, cb *attach.Binding) *attach.Path {
 	t.Helper()
-	p, err := b.Accept(withTimeout(t))
-	if err != nil {
-		t.Fatalf("Accept: %v", err)
+	for deadline := withTimeout(t); deadline.Err() == nil; {
+		send(t, client, longHeader, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), retry)
+		p, err := cb.Accept(ctx)
+		cancel()
+		if err == nil {
+			return p
+		}
 	}
-	return p
+	t.Fatal("the link did not arrive")
+	return nil
 }
 
 func TestUDPForwardsBothWaysWithECN(t *testing.T) {
@@ -78,14 +115,15 @@ func TestUDPForwardsBothWaysWithECN(t *testing.T) {
 	cb := bind(t, f, f.Connector(c, nil))
 	tk := f.Client(c, nil)
 	client := path(t, bind(t, f, tk), tk.Handle)
-	send(t, client, longHeader+"hello", 2)
-	server := accept(t, cb)
-	if got, ecn := receive(t, server); got != longHeader+"hello" || ecn != 2 || server.Link() != tk.Handle {
-		t.Errorf("connector received %q ecn %d on %s", got, ecn, server.Link())
+	server := connect(t, client, cb)
+	if server.Link() != tk.Handle {
+		t.Errorf("accepted link %s, want %s", server.Link(), tk.Handle)
 	}
-	send(t, server, "answer", 1)
-	if got, ecn := receive(t, client); got != "answer" || ecn != 1 {
-		t.Errorf("client received %q ecn %d", got, ecn)
+	if ecn := pass(t, client, server, "hello", 2); ecn != 2 {
+		t.Errorf("connector received ecn %d", ecn)
+	}
+	if ecn := pass(t, server, client, "answer", 1); ecn != 1 {
+		t.Errorf("client received ecn %d", ecn)
 	}
 }
 
@@ -95,10 +133,19 @@ func TestConnectorIgnoresStrayPacketsOfUnknownLinks(t *testing.T) {
 	cb := bind(t, f, f.Connector(c, nil))
 	tk := f.Client(c, nil)
 	client := path(t, bind(t, f, tk), tk.Handle)
-	send(t, client, "short header", 0)
-	send(t, client, longHeader, 0)
-	if got, _ := receive(t, accept(t, cb)); got != longHeader {
-		t.Errorf("first packet of the link is %q, want the long header", got)
+	for cb.Dropped() == 0 { // until the stray one has arrived and been refused
+		send(t, client, "short header", 0)
+	}
+	server := connect(t, client, cb)
+	for {
+		got, _, ok := next(t, server)
+		if ok && got == longHeader {
+			break
+		}
+		if ok && got != "short header" {
+			t.Fatalf("received %q", got)
+		}
+		send(t, client, longHeader, 0)
 	}
 }
 
@@ -108,35 +155,11 @@ func TestBindingComesBackAfterRelayRestart(t *testing.T) {
 	cb := bind(t, f, f.Connector(c, nil))
 	tk := f.Client(c, nil)
 	client := path(t, bind(t, f, tk), tk.Handle)
-	send(t, client, longHeader, 0)
-	server := accept(t, cb)
-	receive(t, server)
+	server := connect(t, client, cb)
 	f.Stop()
 	f.Start()
-	deadline := withTimeout(t)
-	for got := ""; got != "again"; {
-		if deadline.Err() != nil {
-			t.Fatal("nothing forwarded after the restart")
-		}
-		send(t, server, "x", 0) // both sides send into silence, which makes them look
-		send(t, client, "again", 0)
-		got = receiveWithin(t, server, 200*time.Millisecond)
-	}
-}
-
-func receiveWithin(t testing.TB, p *attach.Path, d time.Duration) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	defer cancel()
-	pkt, ok, err := p.Receive(ctx.Done())
-	if err != nil {
-		t.Fatalf("Receive: %v", err)
-	}
-	if !ok {
-		return ""
-	}
-	defer pkt.Release()
-	return string(pkt.Data[p.HeaderLen():])
+	pass(t, client, server, "again", 0) // sending into silence makes the client look
+	pass(t, server, client, "and back", 0)
 }
 
 func TestRebindFromANewPortMovesTheMapping(t *testing.T) {
@@ -144,20 +167,24 @@ func TestRebindFromANewPortMovesTheMapping(t *testing.T) {
 	c := ticket.NewHandle()
 	cb := bind(t, f, f.Connector(c, nil))
 	tk := f.Client(c, nil)
-	old := bind(t, f, tk)
-	client := path(t, old, tk.Handle)
-	send(t, client, longHeader, 0)
-	server := accept(t, cb)
-	receive(t, server)
+	client := path(t, bind(t, f, tk), tk.Handle)
+	server := connect(t, client, cb)
 	moved := path(t, bind(t, f, tk), tk.Handle) // same ticket, higher counter, other port
-	send(t, server, "to the new port", 0)
-	if got, _ := receive(t, moved); got != "to the new port" {
-		t.Errorf("new port received %q", got)
+	pass(t, server, moved, "to the new port", 0)
+	for f.Relay.Drops()["foreign_address"] == 0 {
+		send(t, client, "from the old port", 0)
 	}
-	send(t, client, "from the old port", 0)
 	send(t, moved, "from the new port", 0)
-	if got, _ := receive(t, server); got != "from the new port" {
-		t.Errorf("connector received %q, want only the new port's", got)
+	for {
+		got, _, ok := next(t, server)
+		switch {
+		case !ok:
+			send(t, moved, "from the new port", 0)
+		case got == "from the old port":
+			t.Fatal("the old port still sends")
+		case got == "from the new port":
+			return
+		}
 	}
 }
 
@@ -167,13 +194,20 @@ func TestCutAndRevokeEndUDP(t *testing.T) {
 	cb := bind(t, f, f.Connector(c, nil))
 	tk, stays := f.Client(c, nil), f.Client(c, nil)
 	client, other := path(t, bind(t, f, tk), tk.Handle), path(t, bind(t, f, stays), stays.Handle)
-	send(t, client, longHeader, 0)
-	receive(t, accept(t, cb))
+	server := connect(t, client, cb)
 	f.Relay.Revoke(relay.Revocation{Handles: []ticket.Handle{tk.Handle}, At: time.Now()})
-	send(t, client, longHeader+"after", 0)
-	send(t, other, longHeader+"other", 0)
-	if got, _ := receive(t, accept(t, cb)); got != longHeader+"other" {
-		t.Errorf("received %q, want only the link that was not revoked", got)
+	for f.Relay.Drops()["unknown_handle"] == 0 {
+		send(t, client, "after", 0)
+	}
+	connect(t, other, cb)
+	for {
+		got, _, ok := next(t, server)
+		if !ok {
+			break
+		}
+		if got == "after" {
+			t.Fatal("a datagram passed after the revocation")
+		}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -207,17 +241,32 @@ func (r raw) send(b []byte) {
 	}
 }
 
-// answer returns the next datagram. Silence is proven by asking for something that is
-// answered afterwards, never by waiting.
-func (r raw) answer() []byte {
+// ask sends b until something is answered and returns it. Silence is proven by asking
+// for something that is answered afterwards, never by waiting.
+func (r raw) ask(b []byte) []byte {
 	r.t.Helper()
-	b := make([]byte, 2048)
-	_ = r.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-	n, err := r.conn.Read(b)
-	if err != nil {
-		r.t.Fatalf("no answer: %v", err)
+	got := make([]byte, 2048)
+	for deadline := withTimeout(r.t); deadline.Err() == nil; {
+		r.send(b)
+		_ = r.conn.SetReadDeadline(time.Now().Add(retry))
+		if n, err := r.conn.Read(got); err == nil {
+			return got[:n]
+		}
 	}
-	return b[:n]
+	r.t.Fatal("no answer")
+	return nil
+}
+
+// until sends b until the relay has counted one more drop for the reason.
+func (r raw) until(f *relaytest.Fixture, reason string, b []byte) {
+	r.t.Helper()
+	before := f.Relay.Drops()[reason]
+	for deadline := withTimeout(r.t); f.Relay.Drops()[reason] == before; {
+		if deadline.Err() != nil {
+			r.t.Fatalf("no drop for %s", reason)
+		}
+		r.send(b)
+	}
 }
 
 func TestUDPPortAnswersNothingWithoutAValidTicket(t *testing.T) {
@@ -252,8 +301,7 @@ func TestUDPPortAnswersNothingWithoutAValidTicket(t *testing.T) {
 		s.send(p)
 	}
 	first := wire.AppendBind(nil, h, 7, nil, good.Sealed, key)
-	s.send(first)
-	got := s.answer()
+	got := s.ask(first)
 	if counter, _, err := wire.ParseCookie(got); err != nil || counter != 7 {
 		t.Errorf("the first answer is %x, want the cookie of the valid bind", got)
 	}
@@ -275,34 +323,30 @@ func TestCookieAndProofDoNotWorkFromAnotherAddress(t *testing.T) {
 	f := relaytest.New(t, relay.Limits{})
 	tk := f.Client(ticket.NewHandle(), nil)
 	owner, thief := stranger(t, f), stranger(t, f)
-	owner.send(wire.AppendBind(nil, tk.Handle, 5, nil, tk.Sealed, tk.MACKey))
-	_, cookie, err := wire.ParseCookie(owner.answer())
+	_, cookie, err := wire.ParseCookie(owner.ask(wire.AppendBind(nil, tk.Handle, 5, nil, tk.Sealed, tk.MACKey)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	prove := wire.AppendBind(nil, tk.Handle, 5, cookie, tk.Sealed, tk.MACKey)
-	thief.send(prove) // a copy sent first, from elsewhere
-	owner.send(prove)
-	if _, err := wire.ParseProven(owner.answer(), tk.MACKey); err != nil {
-		t.Fatalf("owner was not bound: %v", err)
+	thief.until(f, "bad_cookie", prove) // a copy that arrives first, from elsewhere
+	for bound := false; !bound; {       // a repeated cookie may still be under way
+		_, err := wire.ParseProven(owner.ask(prove), tk.MACKey)
+		bound = err == nil
 	}
-	thief.send(prove)                                                        // replayed afterwards
-	thief.send(wire.AppendPing(nil, wire.TypePing, tk.Handle, 9, tk.MACKey)) // right key, wrong address
-	thief.send(datagramOf(wire.TypeData, tk.Handle, "stolen"))
-	thief.send(wire.AppendBind(nil, tk.Handle, 4, nil, tk.Sealed, tk.MACKey))
-	_, low, err := wire.ParseCookie(thief.answer()) // the first answer it gets at all
+	thief.until(f, "bad_cookie", prove) // replayed afterwards
+	thief.until(f, "foreign_address", wire.AppendPing(nil, wire.TypePing, tk.Handle, 9, tk.MACKey))
+	thief.until(f, "no_peer", datagramOf(wire.TypeData, tk.Handle, "stolen"))
+	// The first thing that it is answered at all is the cookie of a bind of its own.
+	_, low, err := wire.ParseCookie(thief.ask(wire.AppendBind(nil, tk.Handle, 4, nil, tk.Sealed, tk.MACKey)))
 	if err != nil {
 		t.Fatalf("thief was answered something else: %v", err)
 	}
-	thief.send(wire.AppendBind(nil, tk.Handle, 4, low, tk.Sealed, tk.MACKey)) // an old counter
-	owner.send(wire.AppendPing(nil, wire.TypePing, tk.Handle, 6, tk.MACKey))
-	if counter, err := wire.ParseProven(owner.answer(), tk.MACKey); err != nil || counter != 6 {
-		t.Errorf("owner lost the mapping: %v", err)
-	}
-	drops := f.Relay.Drops()
-	for reason, want := range map[string]uint64{"bad_cookie": 2, "foreign_address": 1, "replay": 1} {
-		if drops[reason] != want {
-			t.Errorf("drops[%s] = %d, want %d", reason, drops[reason], want)
+	thief.until(f, "replay", wire.AppendBind(nil, tk.Handle, 4, low, tk.Sealed, tk.MACKey)) // an old counter
+	ping := wire.AppendPing(nil, wire.TypePing, tk.Handle, 6, tk.MACKey)
+	for counter := uint64(0); counter != 6; {
+		counter, err = wire.ParseProven(owner.ask(ping), tk.MACKey)
+		if err != nil {
+			t.Fatalf("owner lost the mapping: %v", err)
 		}
 	}
 }
@@ -313,43 +357,58 @@ func TestSuperPacketWithMixedHandlesIsSplit(t *testing.T) {
 	cb := bind(t, f, f.Connector(c, nil))
 	a, b := f.Client(c, nil), f.Client(c, nil)
 	pa, pb := path(t, bind(t, f, a), a.Handle), path(t, bind(t, f, b), b.Handle)
-	send(t, pa, longHeader, 0)
-	sa := accept(t, cb)
-	receive(t, sa)
-	send(t, pb, longHeader, 0)
-	sb := accept(t, cb)
-	receive(t, sb)
-	var super []byte // from the connector, one write: A A B A, and B twice the same handle at the end
+	sa, sb := connect(t, pa, cb), connect(t, pb, cb)
+	var super []byte // from the connector in one write, the links mixed
 	for _, d := range [][]byte{datagram(sa, "to A, one"), datagram(sa, "to A, two"), datagram(sb, "to B, one"),
 		datagram(sa, "to A, 3rd"), datagramOf(wire.TypeData, ticket.NewHandle(), "to nobody"), datagram(sb, "to B, two")} {
 		super = append(super, d...)
 	}
-	if err := sa.Send(super, wire.HeaderLen+9, 0, new(udpio.Scratch)); err != nil {
-		t.Fatal(err)
+	again := func() {
+		if err := sa.Send(super, wire.HeaderLen+9, 0, new(udpio.Scratch)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if got := collect(t, pa, 3); got != "to A, one|to A, two|to A, 3rd|" {
-		t.Errorf("A received %q", got)
-	}
-	if got := collect(t, pb, 2); got != "to B, one|to B, two|" {
-		t.Errorf("B received %q", got)
+	collect(t, pa, again, "to A, one", "to A, two", "to A, 3rd")
+	collect(t, pb, again, "to B, one", "to B, two")
+}
+
+// collect receives until each payload has come, in whatever super-packets, and nothing
+// else has; again sends them once more.
+func collect(t testing.TB, p *attach.Path, again func(), want ...string) {
+	t.Helper()
+	missing := slices.Clone(want)
+	for deadline := withTimeout(t); len(missing) > 0; {
+		if deadline.Err() != nil {
+			t.Fatalf("%q did not arrive", missing)
+		}
+		again()
+		for _, got := range segments(t, p) {
+			if !slices.Contains(want, got) {
+				t.Fatalf("received %q, want only %q", got, want)
+			}
+			missing = slices.DeleteFunc(missing, func(s string) bool { return s == got })
+		}
 	}
 }
 
-// collect joins the payloads of n datagrams, in whatever super-packets they come.
-func collect(t testing.TB, p *attach.Path, n int) string {
+// segments returns what comes within a while.
+func segments(t testing.TB, p *attach.Path) (out []string) {
 	t.Helper()
-	var out []byte
-	for n > 0 {
-		pkt, ok, err := p.Receive(withTimeout(t).Done())
-		if err != nil || !ok {
-			t.Fatalf("Receive: ok %v, %v", ok, err)
+	ctx, cancel := context.WithTimeout(t.Context(), retry)
+	defer cancel()
+	for {
+		pkt, ok, err := p.Receive(ctx.Done())
+		if err != nil {
+			t.Fatalf("Receive: %v", err)
 		}
-		for b := pkt.Data; len(b) > 0; n-- {
+		if !ok {
+			return out
+		}
+		for b := pkt.Data; len(b) > 0; {
 			size := min(pkt.Segment, len(b))
-			out = append(append(out, b[wire.HeaderLen:size]...), '|')
+			out = append(out, string(b[wire.HeaderLen:size]))
 			b = b[size:]
 		}
 		pkt.Release()
 	}
-	return string(out)
 }
