@@ -412,3 +412,28 @@ func segments(t testing.TB, p *attach.Path) (out []string) {
 		pkt.Release()
 	}
 }
+
+// TestDualStackSocketReachesAnIPv4Relay is how clients open their socket.
+func TestDualStackSocketReachesAnIPv4Relay(t *testing.T) {
+	f := relaytest.New(t, relay.Limits{})
+	c := ticket.NewHandle()
+	cb := bind(t, f, f.Connector(c, nil))
+	pc, err := net.ListenPacket("udp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tk := f.Client(c, nil)
+	b, err := attach.BindUDP(withTimeout(t), f.Attach(), pc.(*net.UDPConn), attach.Fixed(tk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	client := path(t, b, tk.Handle)
+	server := connect(t, client, cb)
+	if ecn := pass(t, client, server, "hello", 2); ecn != 2 {
+		t.Errorf("connector received ecn %d", ecn)
+	}
+	if ecn := pass(t, server, client, "answer", 1); ecn != 1 {
+		t.Errorf("client received ecn %d", ecn)
+	}
+}
