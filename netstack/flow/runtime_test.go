@@ -118,7 +118,7 @@ func TestBackpressureIsBounded(t *testing.T) {
 			_, _ = a.Write(make([]byte, 10*MaxWindow))
 			_ = a.CloseWrite()
 		}()
-		time.Sleep(time.Hour) // fake time: the bubble is idle at once
+		<-time.After(time.Hour) // fake time: the bubble is idle at once
 		if held := a.Stats().FromApp; held > MaxWindow {
 			t.Errorf("%d bytes are under way to a reader that does not read", held)
 		}

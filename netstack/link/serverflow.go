@@ -70,7 +70,7 @@ func (r *remote) open(ctx context.Context, l *line, st carrier.Stream, o frame.O
 		return
 	}
 	if created {
-		go sf.run(o) // owned by the server: s.flows
+		go sf.run(context.WithoutCancel(ctx), o) // owned by the server: s.flows
 	}
 	select {
 	case <-sf.ready:
@@ -153,9 +153,9 @@ func (r *remote) newFlowLocked(l *line, t *tunnel, o frame.Open) *serverFlow {
 }
 
 // run lives as long as the flow: record, dial, splice, record.
-func (sf *serverFlow) run(o frame.Open) {
+func (sf *serverFlow) run(ctx context.Context, o frame.Open) {
 	defer sf.r.s.flows.Done()
-	ctx, cancel := context.WithTimeout(context.Background(), sf.r.s.limits.DialTimeout) // outlives the carrier, bounded
+	ctx, cancel := context.WithTimeout(ctx, sf.r.s.limits.DialTimeout)
 	ctx, cut := context.WithCancelCause(ctx)
 	sf.mu.Lock()
 	sf.cancel = cut

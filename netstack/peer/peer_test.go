@@ -242,11 +242,11 @@ func TestLinkCertificateIsRenewed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(11 * time.Hour) // fake time
+		<-time.After(11 * time.Hour) // fake time
 		if again, _ := c.Certificate(); again != first {
 			t.Error("renewed before half of its life")
 		}
-		time.Sleep(2 * time.Hour)
+		<-time.After(2 * time.Hour)
 		again, err := c.Certificate()
 		if err != nil || again == first {
 			t.Errorf("not renewed after half of its life: %v", err)

@@ -15,10 +15,6 @@ const (
 	yamuxHeader = 12
 )
 
-// buffers is the pool of I/O buffers: a connection holds one only while data moves.
-// It is a cache without meaning, so it may be shared by the process.
-var buffers = sync.Pool{New: func() any { return new([ioBuffer]byte) }}
-
 // recordConn is what yamux writes into: header and body of a data frame, which yamux
 // writes one after the other, leave in one write to the network.
 type recordConn struct {
@@ -55,6 +51,8 @@ func (c *recordConn) Close() error { return c.raw.Close() }
 // reads.
 type bufferedConn struct {
 	net.Conn
+	// buffers makes the large buffers disappear while nothing moves.
+	buffers sync.Pool
 
 	wmu    sync.Mutex // guards the fields below: TLS may answer a key update while reading
 	corked bool
@@ -69,6 +67,13 @@ type bufferedConn struct {
 
 func newBufferedConn(c net.Conn) *bufferedConn { return &bufferedConn{Conn: c} }
 
+func (b *bufferedConn) buffer() *[ioBuffer]byte {
+	if p, ok := b.buffers.Get().(*[ioBuffer]byte); ok {
+		return p
+	}
+	return new([ioBuffer]byte)
+}
+
 func (b *bufferedConn) cork() {
 	b.wmu.Lock()
 	b.corked = true
@@ -82,7 +87,7 @@ func (b *bufferedConn) uncork() error {
 	b.corked = false
 	err := b.flush()
 	if b.out != nil {
-		buffers.Put(b.out)
+		b.buffers.Put(b.out)
 		b.out = nil
 	}
 	return err
@@ -113,7 +118,7 @@ func (b *bufferedConn) Write(p []byte) (int, error) {
 		return b.Conn.Write(p)
 	}
 	if b.out == nil {
-		b.out = buffers.Get().(*[ioBuffer]byte)
+		b.out = b.buffer()
 	}
 	b.outLen += copy(b.out[b.outLen:], p)
 	return len(p), nil
@@ -134,7 +139,7 @@ func (b *bufferedConn) Read(p []byte) (int, error) {
 	n := copy(p, b.in[b.inR:b.inW])
 	b.inR += n
 	if b.inR == b.inW && !b.busy {
-		buffers.Put(b.in)
+		b.buffers.Put(b.in)
 		b.in = nil
 	}
 	return n, nil
@@ -143,7 +148,7 @@ func (b *bufferedConn) Read(p []byte) (int, error) {
 // fill reads once into the large buffer; a nearly empty read ends the busy time.
 func (b *bufferedConn) fill() error {
 	if b.in == nil {
-		b.in = buffers.Get().(*[ioBuffer]byte)
+		b.in = b.buffer()
 	}
 	n, err := b.Conn.Read(b.in[:])
 	b.inR, b.inW = 0, n
@@ -151,7 +156,7 @@ func (b *bufferedConn) fill() error {
 	if n > 0 {
 		return nil
 	}
-	buffers.Put(b.in)
+	b.buffers.Put(b.in)
 	b.in = nil
 	b.busy = false
 	return err

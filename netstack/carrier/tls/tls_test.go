@@ -276,7 +276,7 @@ func TestRoundTripTimeIsMeasured(t *testing.T) {
 		}
 		defer client.Close()
 		defer server.Close()
-		time.Sleep(time.Second) // fake time
+		<-time.After(time.Second) // fake time
 		if rtt := client.RTT(); rtt < 40*time.Millisecond || rtt > 50*time.Millisecond {
 			t.Errorf("RTT = %s, want 40 ms", rtt)
 		}
