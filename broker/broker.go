@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/postern-zt/postern/broker/adminapi"
 	"github.com/postern-zt/postern/broker/audit"
 	"github.com/postern-zt/postern/broker/authorize"
 	"github.com/postern-zt/postern/broker/catalog"
@@ -65,6 +66,7 @@ type Broker struct {
 	reactor  *authorize.Reactor
 	tickets  *tickets.Minter
 	api      *controlapi.API
+	adminAPI *adminapi.API
 	relay    *relay.Relay
 	relayRow registry.Relay
 	epoch    *epoch
@@ -84,7 +86,7 @@ func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*Br
 	}
 	b := &Broker{cfg: cfg, version: version, log: log, epoch: &epoch{}, metrics: newMetrics()}
 	for _, step := range []func(context.Context) error{
-		b.openStore, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.load,
+		b.openStore, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.openAdmin, b.load,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, b.Close())
@@ -291,7 +293,7 @@ func (b *Broker) load(ctx context.Context) error {
 func (b *Broker) Run(ctx context.Context) error {
 	f, err := front.New(front.Config{
 		Listener: b.tcp, Internal: b.internalCert(), Public: b.publicCert(), Log: b.log,
-		Control: control.NewServer(b.api.Handler()).ServeConn, Relay: b.serveRelay, Browser: b.browser(),
+		Control: control.NewServer(b.control()).ServeConn, Relay: b.serveRelay, Browser: b.browser(),
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/postern-zt/postern/broker/store"
 	"github.com/postern-zt/postern/broker/trust"
 	"github.com/postern-zt/postern/platform/daemon"
+	"github.com/postern-zt/postern/platform/ipc"
 )
 
 const (
@@ -174,7 +175,7 @@ func (b *Broker) readyz(w http.ResponseWriter, r *http.Request) {
 
 // serveHTTP serves l until ctx ends.
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: readyTimeout}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: readyTimeout, ConnContext: ipc.ConnContext}
 	stop := context.AfterFunc(ctx, func() {
 		bye, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 		defer cancel()

@@ -162,3 +162,17 @@ func (t Target) String() string {
 	}
 	return t.Published.String() + "=" + dial
 }
+
+// ParseTargetProtocol reads a target that may end in "/tcp", "/udp" or "/tcp+udp"; without
+// one it is TCP.
+func ParseTargetProtocol(s string) (Target, Protocol, error) {
+	text, protocol := strings.TrimSpace(s), TCP
+	for suffix, p := range map[string]Protocol{"/udp": UDP, "/tcp+udp": Both, "/tcp": TCP} {
+		if rest, ok := strings.CutSuffix(text, suffix); ok {
+			text, protocol = rest, p
+			break
+		}
+	}
+	t, err := ParseTarget(text)
+	return t, protocol, err
+}

@@ -13,9 +13,11 @@ package controlapi
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -123,15 +125,47 @@ func (a *API) Online() (devices []ids.DeviceID, connectors []ids.ConnectorID, re
 	return a.devices.Keys(), a.connectors.Keys(), a.relays.Keys()
 }
 
-// Handler serves all control services.
-func (a *API) Handler() http.Handler {
+// Handler serves all control services. Paths below ownerPrefix go to owner, when the
+// caller is an active device on which an owner is signed in.
+func (a *API) Handler(ownerPrefix string, owner func(user ids.UserID, w http.ResponseWriter, r *http.Request)) http.Handler {
 	mux := http.NewServeMux()
 	opts := connect.WithHandlerOptions(connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(a.logErrors()))
 	mux.Handle(controlv1connect.NewEnrollServiceHandler(enrollService{a}, opts))
 	mux.Handle(controlv1connect.NewDeviceServiceHandler(deviceService{a}, opts))
 	mux.Handle(controlv1connect.NewConnectorServiceHandler(connectorService{a}, opts))
 	mux.Handle(controlv1connect.NewRelayServiceHandler(relayService{a}, opts))
-	return withCaller(mux)
+	return withCaller(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ownerPrefix == "" || !strings.HasPrefix(r.URL.Path, ownerPrefix) {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		user, err := a.owner(r.Context())
+		if err != nil {
+			http.Error(w, "only an owner who is signed in on this device may administer", http.StatusForbidden)
+			return
+		}
+		owner(user, w, r)
+	}))
+}
+
+// owner returns the owner who is signed in on the calling device.
+func (a *API) owner(ctx context.Context) (ids.UserID, error) {
+	d, err := a.device(ctx)
+	if err != nil {
+		return "", err
+	}
+	ses, err := a.session(ctx, d)
+	if err != nil {
+		return "", err
+	}
+	u, err := a.cfg.Directory.User(ctx, ses.User)
+	if err != nil {
+		return "", err
+	}
+	if u.Admin != directory.RoleOwner || !u.Usable() {
+		return "", errors.New("not an owner")
+	}
+	return u.ID, nil
 }
 
 // caller is who stands at the other end of a request, as TLS has proved it.
