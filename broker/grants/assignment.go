@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/postern-zt/postern/broker/catalog"
@@ -52,11 +53,21 @@ func contentOf(envelope []byte) []byte { return envelope[assignmentSlack:] }
 // assignmentOf builds the assignment with version 0. Gateway stays off: the browser door and
 // plain WireGuard clients are not in this release (decisions rule 11).
 func assignmentOf(c registry.Connector, snap *catalog.Snapshot) grant.Assignment {
-	a := grant.Assignment{Connector: c.ID, Site: c.Site}
+	a := grant.Assignment{Connector: c.ID, Site: c.Site, Networks: privateNetworks()}
 	for _, app := range snap.AtSite(c.Site) {
 		a.Apps = append(a.Apps, grant.App{ID: app.ID, Name: app.Name, Targets: app.Targets(c.Site)})
 	}
 	return a
+}
+
+// privateNetworks is where the names of targets may resolve to: private addresses only, so
+// that a rebound name leads neither to the internet nor to the connector's own host. A
+// target elsewhere is published by its address.
+func privateNetworks() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("172.16.0.0/12"),
+		netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("fc00::/7"),
+	}
 }
 
 // Candidates returns the connectors that can serve an app, in the order of its placements:
