@@ -29,7 +29,7 @@ const (
 
 type rules struct{ *API }
 
-func (s rules) ListRules(context.Context, *connect.Request[adminv1.ListRulesRequest]) (*connect.Response[adminv1.ListRulesResponse], error) {
+func (s rules) ListRules(ctx context.Context, _ *connect.Request[adminv1.ListRulesRequest]) (*connect.Response[adminv1.ListRulesResponse], error) {
 	cur := s.cfg.Decisions.Current()
 	out := &adminv1.ListRulesResponse{}
 	if cur == nil {
@@ -37,7 +37,7 @@ func (s rules) ListRules(context.Context, *connect.Request[adminv1.ListRulesRequ
 	}
 	out.Revision = uint64(cur.Number)
 	for _, r := range cur.Document().Rules {
-		v, err := s.ruleView(cur, r)
+		v, err := s.ruleView(ctx, cur, r)
 		if err != nil {
 			return nil, err
 		}
@@ -46,14 +46,14 @@ func (s rules) ListRules(context.Context, *connect.Request[adminv1.ListRulesRequ
 	return connect.NewResponse(out), nil
 }
 
-func (a *API) ruleView(rev *policy.Revision, r policy.Rule) (*adminv1.Rule, error) {
+func (a *API) ruleView(ctx context.Context, rev *policy.Revision, r policy.Rule) (*adminv1.Rule, error) {
 	form, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
 	v := &adminv1.Rule{
 		Id: string(r.ID), Name: r.Name, Effect: string(r.Effect), Form: string(form), Cedar: rev.Cedar(string(r.ID)),
-		Summary: a.summary(r), Version: uint64(rev.Number),
+		Summary: a.summary(ctx, r), Version: uint64(rev.Number),
 	}
 	if r.Cedar != "" {
 		v.Effect = "cedar"
@@ -62,11 +62,11 @@ func (a *API) ruleView(rev *policy.Revision, r policy.Rule) (*adminv1.Rule, erro
 }
 
 // summary says a rule in one line.
-func (a *API) summary(r policy.Rule) string {
+func (a *API) summary(ctx context.Context, r policy.Rule) string {
 	if r.Cedar != "" {
 		return "written in Cedar"
 	}
-	text := a.whoText(r.Who) + " -> " + a.appsText(r.Apps)
+	text := a.whoText(ctx, r.Who) + " -> " + a.appsText(r.Apps)
 	if len(r.Conditions.Facts) > 0 {
 		var facts []string
 		for _, f := range r.Conditions.Facts {
@@ -80,12 +80,11 @@ func (a *API) summary(r policy.Rule) string {
 	return text
 }
 
-func (a *API) whoText(w policy.Who) string {
+func (a *API) whoText(ctx context.Context, w policy.Who) string {
 	if w.SignedIn {
 		return "everyone"
 	}
 	var parts []string
-	ctx := context.Background() //nolint:contextcheck // names for a summary
 	for _, id := range w.Users {
 		name := string(id)
 		if u, err := a.cfg.Directory.User(ctx, id); err == nil && u.Login != "" {
@@ -176,7 +175,7 @@ func (s rules) ruleFrom(ctx context.Context, m *adminv1.PutRuleRequest, doc poli
 		return r, err
 	}
 	if r.Name == "" {
-		r.Name = s.summary(r)
+		r.Name = s.summary(ctx, r)
 	}
 	r.ID = ruleID(m, r.Name, doc)
 	return r, nil
@@ -239,7 +238,7 @@ func (a *API) publish(ctx context.Context, doc policy.Document, rule ids.RuleID,
 	}
 	for _, r := range doc.Rules {
 		if r.ID == rule && rev != nil {
-			out.Rule, err = a.ruleView(rev, r)
+			out.Rule, err = a.ruleView(ctx, rev, r)
 		}
 	}
 	return out, err
@@ -356,7 +355,7 @@ func (s policies) ShowRevision(ctx context.Context, req *connect.Request[adminv1
 	v := revisionView(stored)
 	var text strings.Builder
 	for _, r := range doc.Rules {
-		fmt.Fprintf(&text, "// %s: %s\n%s\n\n", r.Name, s.summary(r), rev.Cedar(string(r.ID)))
+		fmt.Fprintf(&text, "// %s: %s\n%s\n\n", r.Name, s.summary(ctx, r), rev.Cedar(string(r.ID)))
 	}
 	v.Cedar = text.String()
 	return connect.NewResponse(v), nil

@@ -44,12 +44,12 @@ type Listener interface {
 	// UserChanged, SessionChanged, DeviceChanged, ConnectorChanged and RelaysChanged name
 	// whose state is new.
 	UserChanged(id ids.UserID)
-	SessionChanged(id ids.SessionID)
+	SessionChanged(ctx context.Context, id ids.SessionID)
 	DeviceChanged(id ids.DeviceID)
 	ConnectorChanged(id ids.ConnectorID)
 	RelaysChanged()
 	// CutLinks ends at the relays the links of grants whose connectors did not answer.
-	CutLinks(list []Ended)
+	CutLinks(ctx context.Context, list []Ended)
 }
 
 // ReactorConfig is what a Reactor needs.
@@ -119,7 +119,7 @@ func (r *Reactor) RunDue(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		r.cutLate(r.cfg.Now())
+		r.cutLate(ctx, r.cfg.Now())
 		due, next := r.cfg.Ledger.Due(r.cfg.Now())
 		r.reevaluate(ctx, due, grants.CauseNoLonger)
 		wait := dueEvery
@@ -217,7 +217,7 @@ func (r *Reactor) session(ctx context.Context, id ids.SessionID) {
 		return
 	}
 	r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.Session(id)), grants.CauseSessionEnded)
-	r.cfg.Listener.SessionChanged(id)
+	r.cfg.Listener.SessionChanged(ctx, id)
 }
 
 // reevaluate has grants decided again and tells who must know.
@@ -240,7 +240,7 @@ func (r *Reactor) Ended(ended []Ended) {
 }
 
 // cutLate hands batches whose time is over to the listener.
-func (r *Reactor) cutLate(now time.Time) {
+func (r *Reactor) cutLate(ctx context.Context, now time.Time) {
 	r.mu.Lock()
 	n := 0
 	for n < len(r.uncut) && !now.Before(r.uncut[n].at) {
@@ -250,6 +250,6 @@ func (r *Reactor) cutLate(now time.Time) {
 	r.uncut = r.uncut[n:]
 	r.mu.Unlock()
 	for _, u := range late {
-		r.cfg.Listener.CutLinks(u.ended)
+		r.cfg.Listener.CutLinks(ctx, u.ended)
 	}
 }

@@ -54,8 +54,8 @@ func (a *API) PolicyChanged() { a.devices.MarkAll(push.Catalog) }
 func (a *API) UserChanged(ids.UserID) { a.devices.MarkAll(push.Session | push.Catalog) }
 
 // SessionChanged tells the devices that a session began or ended.
-func (a *API) SessionChanged(id ids.SessionID) {
-	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout) //nolint:contextcheck // telling is never cancelled
+func (a *API) SessionChanged(ctx context.Context, id ids.SessionID) {
+	ctx, cancel := context.WithTimeout(ctx, cutTimeout)
 	defer cancel()
 	if ses, err := a.cfg.Sessions.Session(ctx, id); err == nil {
 		a.devices.Mark(ses.Device, push.Session)
@@ -83,8 +83,8 @@ func (a *API) RelaysChanged() {
 
 // CutLinks ends links at the relays: those on which no grant is left, and those whose
 // connector has not acknowledged (decisions rule 9).
-func (a *API) CutLinks(list []authorize.Ended) {
-	ctx, cancel := context.WithTimeout(context.Background(), cutTimeout) //nolint:contextcheck // cutting is never cancelled
+func (a *API) CutLinks(ctx context.Context, list []authorize.Ended) {
+	ctx, cancel := context.WithTimeout(ctx, cutTimeout)
 	defer cancel()
 	relays, err := a.cfg.Registry.Relays(ctx)
 	if err != nil {

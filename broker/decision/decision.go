@@ -170,7 +170,7 @@ func (s *Service) Decide(ctx context.Context, in policy.Input) (policy.Record, e
 	}
 	rec, err := s.record(ctx, rec)
 	if err != nil {
-		s.cfg.Log.Error("decision not recorded, access denied", "receipt", rec.Receipt, "err", err)
+		s.cfg.Log.Error("decision not recorded, access denied", "receipt", rec.Receipt, "error", err)
 		rec.Decision = policy.Refuse(rec.Time, policy.CodeNotRecorded)
 		return rec, fmt.Errorf("record decision: %w", err)
 	}
@@ -256,7 +256,7 @@ func (s *Service) write(ctx context.Context, rec policy.Record) {
 	rec.Remedies = s.Remedies(rec)
 	if err := s.cfg.Store.PutDecision(ctx, rec); err != nil {
 		s.dropped.Add(1)
-		s.cfg.Log.Warn("refusal not recorded", "receipt", rec.Receipt, "err", err)
+		s.cfg.Log.Warn("refusal not recorded", "receipt", rec.Receipt, "error", err)
 	}
 }
 

@@ -46,7 +46,7 @@ func (l *Ledger) flushLogged(ctx context.Context, failing bool) bool {
 	err := l.Flush(ctx)
 	switch {
 	case err != nil && ctx.Err() == nil && !failing:
-		l.log.Error("revocations are in force but not durable", "err", err, "count", l.Queued())
+		l.log.Error("revocations are in force but not durable", "error", err, "count", l.Queued())
 	case err == nil && failing:
 		l.log.Info("revocations are durable again")
 	}
@@ -55,7 +55,7 @@ func (l *Ledger) flushLogged(ctx context.Context, failing bool) bool {
 
 func (l *Ledger) tidyLogged(ctx context.Context) {
 	if err := l.Tidy(ctx, l.cfg.Now()); err != nil && ctx.Err() == nil {
-		l.log.Warn("expired grants stay in the store", "err", err)
+		l.log.Warn("expired grants stay in the store", "error", err)
 	}
 }
 

@@ -123,7 +123,7 @@ func (r *Reporter) step(ctx context.Context, core *Core) {
 	defer cancel()
 	err := r.cfg.Send(sendCtx, report)
 	if err != nil {
-		r.log.Debug("report not sent", "err", err)
+		r.log.Debug("report not sent", "error", err)
 	}
 	core.Sent(time.Now(), err == nil)
 }

@@ -63,11 +63,11 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) error {
 func (s *Server) answerUDP(ctx context.Context, conn *net.UDPConn, query []byte, from netip.AddrPort) {
 	reply, err := s.Answer(ctx, query, UDP)
 	if err != nil {
-		s.log.Debug("dns question dropped", "err", err)
+		s.log.Debug("dns question dropped", "error", err)
 		return
 	}
 	if _, err := conn.WriteToUDPAddrPort(reply, from); err != nil && ctx.Err() == nil {
-		s.log.Debug("dns answer not sent", "err", err)
+		s.log.Debug("dns answer not sent", "error", err)
 	}
 }
 
@@ -89,7 +89,7 @@ func (s *Server) serveTCP(ctx context.Context, l net.Listener) error {
 		wg.Go(func() {
 			defer func() { <-busy }()
 			if err := s.ServeTCP(ctx, conn); err != nil {
-				s.log.Debug("dns connection ended", "err", err)
+				s.log.Debug("dns connection ended", "error", err)
 			}
 		})
 	}

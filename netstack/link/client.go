@@ -66,7 +66,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 }
 
 // Present shows a signed grant under ref and waits for the connector's verdict. It is
-// shown again, without being asked, on every later carrier.
+// shown again, without being asked, on every later carrier. A ref stands for one grant:
+// showing another grant under it ends the flows of the first. Events.GrantClosed also
+// reports a refusal here.
 func (c *Client) Present(ctx context.Context, envelope []byte, ref GrantRef) error {
 	g := &clientGrant{ref: ref, envelope: envelope}
 	c.mu.Lock()

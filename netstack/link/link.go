@@ -74,8 +74,10 @@ type FlowRecord struct {
 // Handler is the connector's side of every decision on a link. Each method may be called
 // concurrently.
 type Handler interface {
-	// Present verifies a grant for this peer. Anything but frame.OK refuses it. It is
-	// called again when the client re-presents on another carrier.
+	// Present verifies a grant for this peer. Anything but frame.OK refuses it, and ends
+	// the flows of a grant that was accepted before: during an outage that the app's mode
+	// rides out, a grant in use must still be accepted. It is called again when the client
+	// re-presents on another carrier, and when a revocation came while it ran.
 	Present(ctx context.Context, p peer.Identity, hello frame.Hello, envelope []byte) (MicroTunnel, frame.Code)
 	// FlowOpened checks the open against the grant and writes the record, durable, before
 	// the dial. Anything but frame.OK refuses the flow; then FlowClosed is not called.

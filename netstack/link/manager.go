@@ -178,11 +178,11 @@ func (c *Client) dialLocked(ctx context.Context, i int) {
 		l, err := c.dial(ctx, c.cfg.Dial[i])
 		c.dialled(i, err)
 		if err != nil {
-			c.log.Debug("carrier dial failed", "carrier", c.cfg.Dial[i].Name, "err", err)
+			c.log.Debug("carrier dial failed", "carrier", c.cfg.Dial[i].Name, "error", err)
 			return
 		}
 		err = c.serveLine(ctx, l)
-		c.log.Debug("carrier ended", "carrier", l.name, "err", err)
+		c.log.Debug("carrier ended", "carrier", l.name, "error", err)
 		c.wake()
 	})
 }

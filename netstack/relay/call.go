@@ -181,7 +181,7 @@ func (r *Relay) run(ctx context.Context, k *link, p *splice.Pair) {
 	var wg sync.WaitGroup
 	wg.Go(func() { r.watchExpiry(ctx, k, p) })
 	if err := p.Run(ctx); err != nil {
-		r.log.Debug("relayed connection ended", "err", err)
+		r.log.Debug("relayed connection ended", "error", err)
 	}
 	cancel()
 	wg.Wait()

@@ -75,7 +75,7 @@ func (r *Relay) shake(ctx context.Context, c net.Conn, conf *tls.Config) {
 		return
 	}
 	if err := r.ServeConn(ctx, tc); err != nil {
-		r.log.Debug("relay connection refused", "err", err)
+		r.log.Debug("relay connection refused", "error", err)
 	}
 }
 

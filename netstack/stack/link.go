@@ -243,7 +243,7 @@ func (s *Stack) writeBatch(out [][]byte) error {
 		return fmt.Errorf("write to device: %w", err)
 	default:
 		s.stats.refused.Add(1) // one packet; the others go on
-		s.log.Debug("device refused a packet", "err", err)
+		s.log.Debug("device refused a packet", "error", err)
 	}
 	return nil
 }

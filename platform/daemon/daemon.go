@@ -78,7 +78,7 @@ func (g *group) guarded(p Part) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			pe := &PanicError{Value: v, Stack: debug.Stack()}
-			g.log.Error("part panicked", "part", p.Name, "err", pe, "stack", string(pe.Stack))
+			g.log.Error("part panicked", "part", p.Name, "error", pe, "stack", string(pe.Stack))
 			err = pe
 		}
 	}()
@@ -98,7 +98,7 @@ func (g *group) ended(name string, err error) {
 	}
 	g.mu.Unlock()
 	if !isFirst {
-		g.log.Warn("part ended with error during stop", "part", name, "err", err)
+		g.log.Warn("part ended with error during stop", "part", name, "error", err)
 		return
 	}
 	g.cancel(err)

@@ -160,7 +160,7 @@ func (h *Host) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			if err := h.Check(ctx); err != nil && ctx.Err() == nil {
-				h.log.Warn("host resolver not set", "err", err)
+				h.log.Warn("host resolver not set", "error", err)
 			}
 		}
 	}

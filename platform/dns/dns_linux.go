@@ -22,7 +22,7 @@ func (h *Host) climb(ctx context.Context, cfg Config) (Status, error) {
 		if err == nil {
 			return status, h.dropBlock(content)
 		}
-		h.log.Debug("rung does not work", "rung", string(RungResolved), "err", err)
+		h.log.Debug("rung does not work", "rung", string(RungResolved), "error", err)
 	}
 	return h.setResolvConf(cfg, content, original, isNew || !content.exists && !had)
 }

@@ -128,7 +128,7 @@ var errWatch = errors.New("the kernel stopped telling about the network")
 func (m *Monitor) report(ctx context.Context, seen string) string {
 	n, err := Current(m.cfg.Ignore)
 	if err != nil {
-		m.log.Warn("network state unknown", "err", err)
+		m.log.Warn("network state unknown", "error", err)
 		return seen
 	}
 	state := n.Fingerprint + "|" + attachments(m.cfg.Ignore)

@@ -65,7 +65,7 @@ func (k *keeper) run(ctx context.Context) {
 				break
 			}
 			if ctx.Err() == nil {
-				k.b.log.Warn("binding at the relay failed", "err", err, "retry_in", wait)
+				k.b.log.Warn("binding at the relay failed", "error", err, "retry_in", wait)
 			}
 			k.b.rest(ctx, jitter(wait))
 			wait = min(wait*2, bindPauseMax)

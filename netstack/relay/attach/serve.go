@@ -57,7 +57,7 @@ func Serve(ctx context.Context, cfg Config, tickets Tickets, onCall Call) error 
 		if err == nil || time.Since(since) > steady {
 			wait = backoffMin
 		}
-		c.log.Warn("relay control connection ended", "err", err, "retry_in", wait)
+		c.log.Warn("relay control connection ended", "error", err, "retry_in", wait)
 		pause(ctx, jitter(wait))
 		wait = min(wait*2, backoffMax)
 	}
@@ -176,7 +176,7 @@ func (c *callee) called(ctx context.Context, body []byte, t Ticket, out chan<- [
 		raw, err := c.answer(ctx, id, t)
 		<-c.slots
 		if err != nil {
-			c.log.Debug("relay call not answered", "link", link, "err", err)
+			c.log.Debug("relay call not answered", "link", link, "error", err)
 			c.decline(id, out)
 			return
 		}
