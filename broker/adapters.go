@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -128,6 +130,22 @@ func (b *Broker) reload(ctx context.Context, topics map[string]bool) error {
 		errs = append(errs, b.ledger.Load(ctx, b.epoch.get(), time.Now()))
 	}
 	return errors.Join(errs...)
+}
+
+// reserved are the ports of this broker: no app may point at them, or an app would be a
+// way around sign-in.
+func (b *Broker) reserved() []catalog.Reserved {
+	list := []catalog.Reserved{endpoint(b.cfg.hostPort())}
+	if b.cfg.Health != "off" {
+		list = append(list, endpoint(b.cfg.Health))
+	}
+	return list
+}
+
+func endpoint(hostPort string) catalog.Reserved {
+	host, text, _ := net.SplitHostPort(hostPort) // both were parsed before
+	n, _ := strconv.ParseUint(text, 10, 16)
+	return catalog.Reserved{Host: host, Port: uint16(n)}
 }
 
 func (b *Broker) hasOwner(ctx context.Context) bool {

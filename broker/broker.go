@@ -165,7 +165,7 @@ func (b *Broker) openPeople(context.Context) error {
 		return err
 	}
 	b.dir = directory.New(b.store, nil)
-	b.catalog = catalog.New(catalog.Config{Store: b.store})
+	b.catalog = catalog.New(catalog.Config{Store: b.store, Reserved: b.reserved})
 	b.registry = registry.New(b.store)
 	b.enroller = enroll.New(b.store, b.registry)
 	b.sessions = session.New(b.store)

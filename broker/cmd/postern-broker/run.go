@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -75,6 +76,8 @@ func (r *runCmd) Run(e *env) error {
 		return err
 	}
 	log := logger(cfg.LogLevel)
+	// The OpenID library writes to the default logger.
+	slog.SetDefault(log.With("component", "openid"))
 	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < wantedFiles {
 		log.Warn("few open files allowed", "limit", got, "error", err)
 	}
