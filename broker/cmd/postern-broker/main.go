@@ -20,6 +20,7 @@ var version = "dev" //nolint:gochecknoglobals // -ldflags -X writes it
 // cli is the command line.
 type cli struct {
 	Run     runCmd     `cmd:"" help:"Run the broker. Nothing needs to be configured."`
+	Relay   relayCmd   `cmd:"" help:"Run a relay alone, beside a broker: it forwards on while the broker restarts."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
