@@ -206,6 +206,9 @@ func (c *Connector) reportHealth(ctx context.Context) error {
 	}, c.log)
 }
 
+// Live reports whether a fresh word of the broker covers this moment: flows may open.
+func (c *Connector) Live() bool { return c.enforcer.State().Live }
+
 // Report is the connector's health in three layers.
 func (c *Connector) Report() *controlv1.HealthRequest {
 	state := c.enforcer.State()
