@@ -73,6 +73,9 @@ func Open(dir string) (*Store, error) {
 // Key is the relay's identity key.
 func (s *Store) Key() keystore.Key { return s.key }
 
+// Dir is the data directory.
+func (s *Store) Dir() string { return s.dir }
+
 // TicketKey returns the key that tickets are sealed to, made at the first call.
 func (s *Store) TicketKey() (ticket.PrivateKey, error) {
 	b, err := s.read(ticketKeyFile)

@@ -83,11 +83,11 @@ func (n *Node) stream(ctx context.Context) (wait time.Duration, err error) {
 	for stream.Receive() {
 		idle.Reset(silence)
 		msg := stream.Msg()
+		n.take(ctx, msg)
 		n.heard(ctx, msg.TimeMs)
 		if r := msg.GetReconnect(); r != nil {
 			return reconnectIn(r), errGoodbye
 		}
-		n.take(ctx, msg)
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		return 0, cause
