@@ -121,7 +121,7 @@ func (s *sessionEndCmd) Run(ctx context.Context, c *Conn) error {
 
 type grantCmd struct {
 	List   grantListCmd   `cmd:"" help:"List grants." example:"postern admin grant list"`
-	Revoke grantRevokeCmd `cmd:"" help:"Revoke a grant; its flows end. The next use is decided again." example:"postern admin grant revoke grt_..."`
+	Revoke grantRevokeCmd `cmd:"" help:"Revoke a grant; its flows end. The next use is decided again." example:"postern admin grant revoke gnt_..."`
 }
 
 type grantListCmd struct{}

@@ -166,7 +166,7 @@ func (r *connectorRemoveCmd) Run(ctx context.Context, c *Conn) error {
 
 type relayCmd struct {
 	List   relayListCmd   `cmd:"" help:"List relays." example:"postern admin relay list"`
-	Remove relayRemoveCmd `cmd:"" help:"Remove a relay; links move to another one." example:"postern admin relay remove edge-1"`
+	Remove relayRemoveCmd `cmd:"" help:"Remove a relay; links move to another one." example:"postern admin relay remove rly_..."`
 }
 
 type relayListCmd struct{}
@@ -177,19 +177,19 @@ func (*relayListCmd) Run(ctx context.Context, c *Conn) error {
 	if err != nil {
 		return err
 	}
-	t := columns("RELAY", "ADDRESSES", "STATE", "SEEN")
+	t := columns("RELAY", "ADDRESSES", "STATE", "SEEN", "ID")
 	for _, r := range all.Relays {
 		seen := c.print.ago(r.LastSeenMs)
 		if r.Builtin {
 			seen = "inside the broker"
 		}
-		t.add(r.Name, strings.Join(r.Addresses, ", "), r.State, seen)
+		t.add(r.Name, strings.Join(r.Addresses, ", "), r.State, seen, r.Id)
 	}
 	return c.print.table(all, "There are no relays: nothing can be reached.", t)
 }
 
 type relayRemoveCmd struct {
-	Relay string `arg:"" help:"Name or id."`
+	Relay string `arg:"" help:"Id, as the list shows it."`
 }
 
 // Run removes a relay.

@@ -49,7 +49,7 @@ type systemBackupCmd struct {
 
 // Run writes a backup.
 func (b *systemBackupCmd) Run(ctx context.Context, c *Conn) error {
-	done, err := ask(ctx, c, c.system.Backup, &adminv1.BackupRequest{Name: b.Name})
+	done, err := ask(ctx, c, c.system.Backup, &adminv1.BackupRequest{Name: either(b.Name, c.print.now.UTC().Format("20060102-150405Z"))})
 	if err != nil {
 		return err
 	}
