@@ -200,7 +200,9 @@ func (c *Client) AwaitLive(ctx context.Context) error {
 	if _, err := c.store.Load(); errors.Is(err, state.ErrNotEnrolled) {
 		return ErrNotSignedIn
 	}
-	err := c.await(ctx, func(v view, _ *connection) bool { return v.live() || v.heard && v.session != nil && v.session.State != "live" })
+	err := c.await(ctx, func(v view, _ *connection) bool {
+		return v.live() || v.heard && v.session != nil && v.session.State != "live"
+	})
 	if err != nil {
 		return c.unreachable(err)
 	}
