@@ -189,7 +189,7 @@ func (b *Broker) openPolicy(ctx context.Context) (err error) {
 			return fmt.Errorf("first policy: %w", err)
 		}
 	}
-	if b.ledger, err = grants.New(grants.Config{Store: b.store, Signer: b.signer, Log: b.log}); err != nil {
+	if b.ledger, err = grants.New(grants.Config{Store: b.store, Signer: b.signer, Lease: b.cfg.Lease, Log: b.log}); err != nil {
 		return err
 	}
 	src := sources{b}
@@ -263,7 +263,7 @@ func (b *Broker) openAPI(context.Context) error {
 		CA: b.ca, Ring: b.ring, Identity: b.identity, Directory: b.dir, Registry: b.registry, Catalog: b.catalog,
 		Enroller: b.enroller, Sessions: b.sessions, Ledger: b.ledger, Decisions: b.decide, Authorize: b.auth,
 		Audit: b.audit, Tickets: b.tickets, BuiltinRelay: b.relayRow.ID, Version: b.version, Ready: b.hasOwner,
-		Epoch: b.epoch.get, RevocationSeen: b.metrics.revocation, Log: b.log,
+		Epoch: b.epoch.get, RevocationSeen: b.metrics.revocation, Lease: b.cfg.Lease, Log: b.log,
 	}
 	if b.relay != nil {
 		cfg.Relay = b.relay

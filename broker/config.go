@@ -8,6 +8,12 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
+)
+
+const (
+	minLease = time.Second
+	maxLease = time.Hour
 )
 
 // Config is the configuration of a broker (/etc/postern/broker.yaml, POSTERN_BROKER_*).
@@ -36,6 +42,10 @@ type Config struct {
 	// Relay turns the relay inside the broker off when false; then relays of their own
 	// process must serve.
 	Relay *bool `yaml:"relay"`
+	// Lease is how long grants hold at a connector that hears nothing of the broker; it
+	// hears four times as often. Empty is one minute. Shorter ends access sooner when a
+	// connector is cut off, and lets shorter disturbances be felt.
+	Lease time.Duration `yaml:"lease"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"log_level"`
 }
@@ -61,6 +71,9 @@ func (c *Config) Validate() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errors.New("tls_cert: tls_cert and tls_key belong together")
+	}
+	if c.Lease != 0 && (c.Lease < minLease || c.Lease > maxLease) {
+		return fmt.Errorf("lease: %s is not between %s and %s", c.Lease, minLease, maxLease)
 	}
 	return c.validateURL()
 }

@@ -36,7 +36,7 @@ func (s connectorService) Watch(ctx context.Context, req *connect.Request[contro
 	}
 	w := connectorWatch{API: s.API, out: out}
 	for {
-		m, err := next(ctx, stream, push.Statement, statementEvery)
+		m, err := next(ctx, stream, push.Statement, s.cfg.Lease/statementsPerLease)
 		if err != nil {
 			return err
 		}

@@ -42,8 +42,9 @@ import (
 )
 
 const (
-	// statementEvery is how often a connector hears the broker (decisions rule 7).
-	statementEvery = 15 * time.Second
+	// statementsPerLease is how often a connector hears the broker while a lease runs:
+	// every 15 s (decisions rule 7).
+	statementsPerLease = 4
 	// heartbeatEvery is how often a device or relay hears something.
 	heartbeatEvery = 30 * time.Second
 	// maxMessage bounds one request: a batch of audit records is the largest.
@@ -82,8 +83,10 @@ type Config struct {
 	Epoch func() uint64
 	// RevocationSeen hears how long a connector took to apply a revocation; may be nil.
 	RevocationSeen func(took time.Duration)
-	Now            func() time.Time
-	Log            *slog.Logger
+	// Lease is the ledger's; zero means grants.DefaultLease.
+	Lease time.Duration
+	Now   func() time.Time
+	Log   *slog.Logger
 }
 
 // API serves the control plane of one broker.
@@ -102,6 +105,9 @@ type API struct {
 func New(cfg Config) *API {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Lease == 0 {
+		cfg.Lease = grants.DefaultLease
 	}
 	if cfg.RevocationSeen == nil {
 		cfg.RevocationSeen = func(time.Duration) {}

@@ -24,16 +24,16 @@ import (
 // device is a client without the product's client: it keeps to the protocol as far as the
 // story wants.
 type device struct {
-	w        *world
-	name     string
-	key      crypto.Signer
-	member   *control.Member
-	creds    *peer.Credentials
-	http     *http.Client
-	api      controlv1connect.DeviceServiceClient
-	id       string
-	tunnels  map[string]*tunnel
-	news     *news
+	w       *world
+	name    string
+	key     crypto.Signer
+	member  *control.Member
+	creds   *peer.Credentials
+	http    *http.Client
+	api     controlv1connect.DeviceServiceClient
+	id      string
+	tunnels map[string]*tunnel
+	news    *news
 }
 
 // device enrols a device of a user, reports the basic facts and follows the broker's news.
