@@ -1,9 +1,11 @@
 package relaynode_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -206,7 +208,7 @@ func TestJoinRefuses(t *testing.T) {
 	good := relaynode.Join{URL: w.url(), Token: joinToken, Name: "relay", Addresses: []string{"relay.example:8444"}}
 	cases := map[string]func(*relaynode.Join){
 		"wrong token":    func(j *relaynode.Join) { j.Token = "guessed" },
-		"another broker": func(j *relaynode.Join) { j.URL = control.Broker{Address: w.addr, Pin: other.pin()}.String() },
+		"another broker": func(j *relaynode.Join) { j.URL = other.Broker(w.addr).String() },
 		"no pin":         func(j *relaynode.Join) { j.URL = "https://" + w.addr + "/" },
 		"no address":     func(j *relaynode.Join) { j.Addresses = nil },
 		"no port":        func(j *relaynode.Join) { j.Addresses = []string{"relay.example"} },
@@ -298,5 +300,51 @@ func TestPortTaken(t *testing.T) {
 	_, err = relaynode.New(t.Context(), relaynode.Config{Store: w.join(), Listen: l.Addr().String(), Log: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), "--listen") {
 		t.Errorf("New = %v", err)
+	}
+}
+
+func TestReportsLoadAndDrops(t *testing.T) {
+	w := newWorld(t)
+	n := w.run(w.join(), "127.0.0.1:0")
+	n.connected(t)
+	c := w.connector(n.Addr().String())
+	_, priv, _ := ed25519.GenerateKey(nil)
+	forged := w.issue(seal.NewSigner(priv), ticket.Ticket{Role: ticket.RoleClient, Handle: ticket.NewHandle(), Connector: c})
+	if _, err := w.dial(t, n.Addr().String(), forged); err == nil {
+		t.Fatal("a forged ticket was served")
+	}
+	conn, err := w.dial(t, n.Addr().String(), w.client(c))
+	must(t, err)
+	defer conn.Close()
+	must(t, n.ReportForTest(t.Context(), 7))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.report; r.Links != 1 || r.Bytes != 7 || r.Drops["bad_signature"] != 1 {
+		t.Errorf("report %v", r)
+	}
+}
+
+// TestRenewsItsCertificate: the new one is stored, and shown to the next caller.
+func TestRenewsItsCertificate(t *testing.T) {
+	w := newWorld(t)
+	s := w.join()
+	m, err := s.Load()
+	must(t, err)
+	old := w.IssueFor("/relay/"+string(w.relay), s.Key().Public(), time.Now().Add(-50*time.Minute), time.Now().Add(10*time.Minute),
+		x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	m.Chain = [][]byte{old.Raw, w.CA.Raw}
+	must(t, s.Save(m))
+	n := w.run(s, "127.0.0.1:0")
+	waitFor(t, func() bool {
+		m, err := s.Load()
+		return err == nil && !bytes.Equal(m.Chain[0], old.Raw)
+	})
+	c, err := tls.Dial("tcp", n.Addr().String(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{wire.ALPN}})
+	must(t, err)
+	defer c.Close()
+	if cs := c.ConnectionState(); bytes.Equal(cs.PeerCertificates[0].Raw, old.Raw) {
+		t.Error("the old certificate is still shown")
+	} else if err := control.VerifyServer(cs, w.Pin(), control.KindRelay, string(w.relay), time.Now()); err != nil {
+		t.Error(err)
 	}
 }

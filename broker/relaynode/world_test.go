@@ -2,18 +2,11 @@ package relaynode_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
-	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +16,7 @@ import (
 
 	"github.com/postern-zt/postern/broker/relaynode"
 	"github.com/postern-zt/postern/netstack/control"
+	"github.com/postern-zt/postern/netstack/control/controltest"
 	"github.com/postern-zt/postern/netstack/relay/attach"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
@@ -38,47 +32,31 @@ const joinToken = "the right token"
 // world is a broker's CA, signing key and control server; the server may be stopped and
 // started again on its address.
 type world struct {
+	*controltest.Authority
 	t      *testing.T
-	caKey  *ecdsa.PrivateKey
-	ca     *x509.Certificate
 	signer *seal.Signer
 	// certs are the signing certificates that the broker hands out.
-	certs [][]byte
-	relay ids.RelayID
-	hpke  ticket.PublicKey
-	addr  string
-	stop  func()
+	certs  [][]byte
+	relay  ids.RelayID
+	hpke   ticket.PublicKey
+	addr   string
+	server *controltest.Server
 
 	mu      sync.Mutex // guards the fields below
 	cuts    []*controlv1.Cut
 	changed chan struct{} // closed and replaced when cuts grow
-	watches int
-	reports []*controlv1.RelayReportRequest
 	csrs    int
+	report  *controlv1.RelayReportRequest
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, caKey: newKey(t), relay: ids.New[ids.RelayID](), addr: "127.0.0.1:0", changed: make(chan struct{})}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	w.ca = w.sign(tmpl, tmpl, w.caKey.Public())
-	_, priv, err := ed25519.GenerateKey(rand.Reader)
-	must(t, err)
-	w.signer = seal.NewSigner(priv)
-	w.certs = [][]byte{w.leaf("/signer/brk_1", priv.Public()).Raw}
+	w := &world{Authority: controltest.New(t), t: t, relay: ids.New[ids.RelayID](), changed: make(chan struct{})}
+	var cert []byte
+	w.signer, cert = w.Signer()
+	w.certs = [][]byte{cert}
 	w.start()
-	t.Cleanup(func() { w.stop() })
 	return w
-}
-
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	return k
 }
 
 func must(t testing.TB, err error) {
@@ -88,65 +66,18 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func (w *world) sign(tmpl, parent *x509.Certificate, pub any) *x509.Certificate {
-	w.t.Helper()
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, pub, w.caKey)
-	must(w.t, err)
-	c, err := x509.ParseCertificate(der)
-	must(w.t, err)
-	return c
-}
-
-func (w *world) leaf(path string, pub any, usage ...x509.ExtKeyUsage) *x509.Certificate {
-	w.t.Helper()
-	return w.sign(&x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-5 * time.Minute), NotAfter: time.Now().Add(time.Hour),
-		URIs: []*url.URL{{Scheme: "spiffe", Host: "org", Path: path}}, ExtKeyUsage: usage, BasicConstraintsValid: true,
-	}, w.ca, pub)
-}
-
-func (w *world) pin() ids.KeyID { return ids.KeyIDOf(w.ca.RawSubjectPublicKeyInfo) }
-
-func (w *world) url() string { return control.Broker{Address: w.addr, Pin: w.pin()}.String() }
+func (w *world) url() string { return w.Broker(w.addr).String() }
 
 // start runs the control server.
 func (w *world) start() {
-	w.t.Helper()
-	key := newKey(w.t)
-	cert := w.leaf("/broker/brk_1", key.Public(), x509.ExtKeyUsageServerAuth)
-	l, err := tls.Listen("tcp", w.addr, &tls.Config{
-		MinVersion: tls.VersionTLS13, NextProtos: []string{control.ALPN}, ClientAuth: tls.RequestClientCert,
-		Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw, w.ca.Raw}, PrivateKey: key}},
-	})
-	must(w.t, err)
-	w.addr = l.Addr().String()
 	mux := http.NewServeMux()
 	mux.Handle(controlv1connect.NewEnrollServiceHandler(enrollFake{w: w}))
 	mux.Handle(controlv1connect.NewRelayServiceHandler(relayFake{w: w}))
-	srv := control.NewServer(mux)
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() { accept(ctx, l, srv) })
-	w.stop = sync.OnceFunc(func() { cancel(); l.Close(); wg.Wait() })
+	w.server = w.Serve(w.addr, mux)
+	w.addr = w.server.Addr
 }
 
-func accept(ctx context.Context, l net.Listener, srv *control.Server) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		wg.Go(func() {
-			tc := c.(*tls.Conn)
-			if tc.HandshakeContext(ctx) == nil {
-				srv.ServeConn(ctx, tc)
-			}
-			tc.Close()
-		})
-	}
-}
+func (w *world) stop() { w.server.Stop() }
 
 type enrollFake struct {
 	controlv1connect.UnimplementedEnrollServiceHandler
@@ -154,14 +85,7 @@ type enrollFake struct {
 }
 
 func (f enrollFake) Hello(context.Context, *connect.Request[controlv1.HelloRequest]) (*connect.Response[controlv1.HelloResponse], error) {
-	return connect.NewResponse(&controlv1.HelloResponse{CaDer: f.w.ca.Raw, TimeMs: time.Now().UnixMilli()}), nil
-}
-
-func (f enrollFake) issue(csrDER []byte) [][]byte {
-	csr, err := x509.ParseCertificateRequest(csrDER)
-	must(f.w.t, err)
-	leaf := f.w.leaf("/relay/"+string(f.w.relay), csr.PublicKey, x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
-	return [][]byte{leaf.Raw, f.w.ca.Raw}
+	return connect.NewResponse(&controlv1.HelloResponse{CaDer: f.w.CA.Raw, TimeMs: time.Now().UnixMilli()}), nil
 }
 
 func (f enrollFake) JoinRelay(_ context.Context, req *connect.Request[controlv1.JoinRelayRequest]) (*connect.Response[controlv1.JoinResponse], error) {
@@ -175,14 +99,14 @@ func (f enrollFake) JoinRelay(_ context.Context, req *connect.Request[controlv1.
 	f.w.mu.Lock()
 	f.w.hpke = hpke
 	f.w.mu.Unlock()
-	return connect.NewResponse(&controlv1.JoinResponse{Id: string(f.w.relay), ChainDer: f.issue(req.Msg.CsrDer)}), nil
+	return connect.NewResponse(&controlv1.JoinResponse{Id: string(f.w.relay), ChainDer: f.w.Chain("/relay/"+string(f.w.relay), req.Msg.CsrDer)}), nil
 }
 
 func (f enrollFake) Renew(_ context.Context, req *connect.Request[controlv1.RenewRequest]) (*connect.Response[controlv1.RenewResponse], error) {
 	f.w.mu.Lock()
 	f.w.csrs++
 	f.w.mu.Unlock()
-	return connect.NewResponse(&controlv1.RenewResponse{ChainDer: f.issue(req.Msg.CsrDer)}), nil
+	return connect.NewResponse(&controlv1.RenewResponse{ChainDer: f.w.Chain("/relay/"+string(f.w.relay), req.Msg.CsrDer)}), nil
 }
 
 type relayFake struct {
@@ -196,9 +120,6 @@ func (f relayFake) Watch(ctx context.Context, _ *connect.Request[controlv1.Watch
 	if err := push(&controlv1.RelayPush{News: &controlv1.RelayPush_Keys{Keys: &controlv1.Keys{CertificatesDer: f.w.certs}}}); err != nil {
 		return err
 	}
-	f.w.mu.Lock()
-	f.w.watches++
-	f.w.mu.Unlock()
 	for sent := 0; ; {
 		f.w.mu.Lock()
 		fresh, changed := f.w.cuts[sent:], f.w.changed
@@ -217,13 +138,6 @@ func (f relayFake) Watch(ctx context.Context, _ *connect.Request[controlv1.Watch
 	}
 }
 
-func (f relayFake) Report(_ context.Context, req *connect.Request[controlv1.RelayReportRequest]) (*connect.Response[controlv1.RelayReportResponse], error) {
-	f.w.mu.Lock()
-	defer f.w.mu.Unlock()
-	f.w.reports = append(f.w.reports, req.Msg)
-	return connect.NewResponse(&controlv1.RelayReportResponse{}), nil
-}
-
 func (w *world) cut(c *controlv1.Cut) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -231,6 +145,13 @@ func (w *world) cut(c *controlv1.Cut) {
 	w.cuts = append(w.cuts, c)
 	close(w.changed)
 	w.changed = make(chan struct{})
+}
+
+func (f relayFake) Report(_ context.Context, req *connect.Request[controlv1.RelayReportRequest]) (*connect.Response[controlv1.RelayReportResponse], error) {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	f.w.report = req.Msg
+	return connect.NewResponse(&controlv1.RelayReportResponse{}), nil
 }
 
 // join makes a store that has joined.
@@ -292,7 +213,7 @@ func (w *world) attach(addr string) attach.Config {
 	return attach.Config{Log: slog.New(slog.DiscardHandler), Relay: attach.RelayInfo{ID: w.relay, TCP: []string{addr}, UDP: []string{addr}, TLS: &tls.Config{
 		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return control.VerifyServer(cs, w.pin(), control.KindRelay, string(w.relay), time.Now())
+			return control.VerifyServer(cs, w.Pin(), control.KindRelay, string(w.relay), time.Now())
 		},
 	}}}
 }

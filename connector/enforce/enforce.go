@@ -176,11 +176,11 @@ func (e *Enforcer) saveMark() error {
 	return nil
 }
 
-// Mark is what has been applied.
-func (e *Enforcer) Mark() guard.Mark {
+// Holds is what is in memory, which the broker is told.
+func (e *Enforcer) Holds() guard.Mark {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.guard.Mark()
+	return e.guard.Holds()
 }
 
 // State is what status and health show of the enforcer.

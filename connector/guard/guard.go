@@ -112,6 +112,18 @@ func New(self ids.ConnectorID, mark Mark) *Guard {
 // Mark returns what must be on disk before the next acknowledgement.
 func (g *Guard) Mark() Mark { return g.mark }
 
+// Holds returns what is in memory at present, all of it up to Revoked: that is what the
+// broker must know to send the rest. Epoch and Sequence are those of the mark, because
+// nothing older is accepted.
+func (g *Guard) Holds() Mark {
+	m := g.mark
+	m.Revoked, m.Assignment = g.state.applied, 0
+	if g.assignment != nil {
+		m.Assignment = g.assignment.Version
+	}
+	return m
+}
+
 // SetKeys replaces the broker's signing keys. The caller has verified their certificates.
 func (g *Guard) SetKeys(keys seal.Keys) { g.keys = keys }
 
@@ -170,7 +182,9 @@ func (g *Guard) ApplyStatement(envelope []byte, now clock.Time) (Effects, error)
 }
 
 // acceptable refuses a statement that is foreign, replayed, older than what is known, or
-// that leaves out revocations which this connector has not seen.
+// that leaves out revocations which this connector has not seen. How far revocations go is
+// compared with what is held in memory: after a start the whole list comes anew, in parts
+// if it is long, and the persisted sequence alone keeps a replay out.
 func (g *Guard) acceptable(st *grant.Statement, now clock.Time) error {
 	switch {
 	case st.Connector != g.self:
@@ -179,7 +193,7 @@ func (g *Guard) acceptable(st *grant.Statement, now clock.Time) error {
 		return fmt.Errorf("statement of epoch %d: %w", st.Epoch, ErrOld)
 	case st.Epoch == g.mark.Epoch && st.Sequence <= g.mark.Sequence:
 		return fmt.Errorf("statement %d: %w", st.Sequence, ErrOld)
-	case st.Epoch == g.mark.Epoch && st.Revoked < g.mark.Revoked:
+	case st.Epoch == g.mark.Epoch && st.Revoked < g.state.applied:
 		return fmt.Errorf("statement revokes up to %d: %w", st.Revoked, ErrOld)
 	case g.state.known && st.Time.Add(statementSkew).Before(g.brokerNow(now)):
 		return fmt.Errorf("statement of %s: %w", st.Time.Format(time.RFC3339), ErrOld)

@@ -248,6 +248,39 @@ func TestRestartRefusesOldStatement(t *testing.T) {
 	}
 }
 
+// TestRestartTakesAListInParts: a connector that has just started holds no revocation, so
+// the whole list comes again, in parts that end before what it had once applied.
+func TestRestartTakesAListInParts(t *testing.T) {
+	f := setUp(t)
+	f.state(func(st *grant.Statement) { st.Revoked = 900 })
+	if m := f.Holds(); m.Revoked != 900 || m.Sequence != f.seq || m.Assignment != 1 {
+		t.Errorf("Holds() = %+v", m)
+	}
+	again := guard.New(self, f.Mark())
+	if m := again.Holds(); m.Revoked != 0 || m.Assignment != 0 || m.Sequence != f.seq || m.Epoch != 1 {
+		t.Errorf("after a restart Holds() = %+v", m)
+	}
+	again.SetKeys(seal.NewKeys(broker.Public()))
+	f.Guard = again
+	f.assign(1, wiki)
+	stolen := sample(asIs)
+	f.state(func(st *grant.Statement) {
+		st.Revoked = 700
+		st.Revocations = []grant.Revocation{{Sequence: 700, Kind: grant.TargetGrant, Target: string(stolen.ID), At: f.now.Wall}}
+	})
+	f.state(func(st *grant.Statement) { st.From, st.Revoked = 700, 900 })
+	if m := f.Holds(); m.Revoked != 900 {
+		t.Errorf("after both parts Holds() = %+v", m)
+	}
+	if _, code := f.Present(device, grant.Seal(broker, stolen), f.now); code != frame.Revoked {
+		t.Errorf("revoked in the first part: %v", code)
+	}
+	back := f.statement(broker, func(st *grant.Statement) { st.Revoked = 700 })
+	if _, err := f.ApplyStatement(back, f.now); !errors.Is(err, guard.ErrOld) {
+		t.Errorf("a list that ends earlier than the one held: %v", err)
+	}
+}
+
 func TestOutageModes(t *testing.T) {
 	f := setUp(t)
 	cut := f.present(asIs)

@@ -30,13 +30,15 @@ import (
 const (
 	retryMin = 500 * time.Millisecond
 	retryMax = 30 * time.Second
-	// callTimeout bounds an acknowledgement.
-	callTimeout = 10 * time.Second
+	// callTimeout bounds an acknowledgement; meanwhile no push is read.
+	callTimeout = 3 * time.Second
 	// silence ends a stream on which nothing came: statements come every 15 s.
 	silence = 50 * time.Second
 	// Clock differences: up to warnOffset nothing, up to maxOffset a warning.
 	warnOffset = 2 * time.Second
 	maxOffset  = 5 * time.Minute
+	// maxPush bounds one push: an assignment with all apps of a large site.
+	maxPush = 8 << 20
 )
 
 // ErrClock says that the two clocks are too far apart to work.
@@ -50,8 +52,9 @@ type Sink interface {
 	// Statement returns after the guard's mark is durable.
 	Statement(envelope []byte) error
 	Relays(paths []*controlv1.RelayPath)
-	// Mark is what has been applied, for the acknowledgement.
-	Mark() guard.Mark
+	// Holds is what is in memory, so that the broker sends the rest: nothing is revoked
+	// before the first statement, whatever an earlier process had applied.
+	Holds() guard.Mark
 }
 
 // Config is what an Uplink needs; all fields are required.
@@ -85,7 +88,7 @@ type State struct {
 // New returns an uplink that is not connected yet.
 func New(cfg Config) *Uplink {
 	u := &Uplink{cfg: cfg, log: cfg.Log.With("component", "uplink")}
-	u.client = controlv1connect.NewConnectorServiceClient(cfg.HTTP, cfg.Broker.BaseURL())
+	u.client = controlv1connect.NewConnectorServiceClient(cfg.HTTP, cfg.Broker.BaseURL(), connect.WithReadMaxBytes(maxPush))
 	u.state.Store(&State{Since: time.Now(), Problem: "not connected yet"})
 	return u
 }
@@ -120,8 +123,11 @@ func (u *Uplink) Run(ctx context.Context) error {
 }
 
 func (u *Uplink) down(ctx context.Context, err error) {
+	// The connection may stand on a certificate that has been replaced since, or lead to a
+	// broker that does not want it: the next try opens a new one.
+	u.cfg.HTTP.CloseIdleConnections()
 	u.state.Store(&State{Since: time.Now(), Problem: Problem(err)})
-	u.log.WarnContext(ctx, "control stream ended", "error", err)
+	u.log.WarnContext(ctx, "control stream ended", "err", err)
 }
 
 // stream runs one Watch call; wait is set when the broker said when to come back.
@@ -130,7 +136,10 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 	defer cancel(nil)
 	idle := time.AfterFunc(silence, func() { cancel(errors.New("nothing heard from the broker")) })
 	defer idle.Stop()
-	stream, err := u.client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{Version: u.cfg.Version}))
+	held := u.cfg.Sink.Holds()
+	stream, err := u.client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{
+		Version: u.cfg.Version, Epoch: held.Epoch, Sequence: held.Sequence, Revoked: held.Revoked,
+	}))
 	if err != nil {
 		return 0, err
 	}
@@ -161,12 +170,18 @@ func (u *Uplink) clock(ctx context.Context, brokerMS int64) error {
 		return fmt.Errorf("%w (it is %s off)", ErrClock, offset)
 	}
 	old := u.State()
-	if !old.Connected || (offset-old.Offset).Abs() > time.Second {
-		if offset.Abs() > warnOffset {
-			u.log.WarnContext(ctx, "clocks differ", "offset", offset)
-		}
-		u.state.Store(&State{Connected: true, Since: time.Now(), Offset: offset})
+	if old.Connected && (offset-old.Offset).Abs() <= time.Second {
+		return nil
 	}
+	since := old.Since
+	if !old.Connected {
+		since = time.Now()
+		u.log.InfoContext(ctx, "connected to the broker")
+	}
+	if offset.Abs() > warnOffset {
+		u.log.WarnContext(ctx, "clocks differ", "offset", offset)
+	}
+	u.state.Store(&State{Connected: true, Since: since, Offset: offset})
 	return nil
 }
 
@@ -178,14 +193,14 @@ func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
 		u.keys(ctx, n.Keys)
 	case *controlv1.ConnectorPush_Assignment:
 		u.dropped(ctx, "assignment", u.cfg.Sink.Assignment(n.Assignment))
-		return u.acknowledge(ctx)
+		u.acknowledge(ctx)
 	case *controlv1.ConnectorPush_Statement:
 		err := u.cfg.Sink.Statement(n.Statement)
 		if errors.Is(err, guard.ErrGap) {
 			return err
 		}
 		u.dropped(ctx, "statement", err)
-		return u.acknowledge(ctx)
+		u.acknowledge(ctx)
 	case *controlv1.ConnectorPush_Relays:
 		u.cfg.Sink.Relays(n.Relays.GetRelays())
 	}
@@ -194,7 +209,7 @@ func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
 
 func (u *Uplink) dropped(ctx context.Context, kind string, err error) {
 	if err != nil {
-		u.log.WarnContext(ctx, "message of the broker refused", "kind", kind, "error", err)
+		u.log.WarnContext(ctx, "message of the broker refused", "kind", kind, "err", err)
 	}
 }
 
@@ -212,14 +227,18 @@ func (u *Uplink) keys(ctx context.Context, k *controlv1.Keys) {
 	u.cfg.Sink.Keys(seal.NewKeys(pubs...))
 }
 
-func (u *Uplink) acknowledge(ctx context.Context) error {
+// acknowledge tells the broker what is applied. One that does not arrive is repeated with
+// the next statement; ending the stream over it would keep revocations away.
+func (u *Uplink) acknowledge(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	m := u.cfg.Sink.Mark()
+	m := u.cfg.Sink.Holds()
 	_, err := u.client.Acknowledge(ctx, connect.NewRequest(&controlv1.AcknowledgeRequest{
 		StatementSequence: m.Sequence, Revoked: m.Revoked, AssignmentVersion: m.Assignment,
 	}))
-	return err
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+		u.log.WarnContext(ctx, "acknowledgement not delivered", "err", err)
+	}
 }
 
 // Problem says in words what keeps the connector from its broker.
