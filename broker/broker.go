@@ -86,7 +86,7 @@ func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*Br
 	}
 	b := &Broker{cfg: cfg, version: version, log: log, epoch: &epoch{}, metrics: newMetrics()}
 	for _, step := range []func(context.Context) error{
-		b.openStore, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.openAdmin, b.load,
+		b.openStore, b.checkRestored, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.openAdmin, b.load,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, b.Close())
