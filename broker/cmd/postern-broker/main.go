@@ -21,6 +21,11 @@ var version = "dev" //nolint:gochecknoglobals // -ldflags -X writes it
 type cli struct {
 	Run     runCmd     `cmd:"" help:"Run the broker. Nothing needs to be configured."`
 	Relay   relayCmd   `cmd:"" help:"Run a relay alone, beside a broker: it forwards on while the broker restarts."`
+	Demo    demoCmd    `cmd:"" help:"Show the product on this machine: an employee reaches one app and not the other."`
+	Backup  backupCmd  `cmd:"" help:"Write an encrypted backup while the broker runs."`
+	Restore restoreCmd `cmd:"" help:"Bring a backup back into an empty data directory."`
+	Recover recoverCmd `cmd:"" help:"Print a link that makes a new owner."`
+	Audit   auditCmd   `cmd:"" help:"Check the tamper-evident record."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
