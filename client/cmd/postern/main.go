@@ -12,9 +12,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/postern-zt/postern/client/admincli"
 )
 
 // version is set by the build.
@@ -32,26 +35,36 @@ Exit codes: 0 done, 1 error, 2 wrong usage, 3 access denied, 4 not signed in,
 
 // cli is the command line. No secret is ever an argument.
 type cli struct {
+	Up      upCmd          `cmd:"" help:"Sign in and bring the apps up." example:"postern up 'https://10.0.0.1:8443/#pin=3f1c...'"`
+	Down    downCmd        `cmd:"" help:"Take the apps down; the session stays." example:"postern down"`
+	Logout  logoutCmd      `cmd:"" help:"End the session." example:"postern logout"`
+	Status  statusCmd      `cmd:"" help:"Show session, links and facts." example:"postern status --json"`
+	Apps    appsCmd        `cmd:"" help:"List the apps." example:"postern apps"`
+	Why     whyCmd         `cmd:"" help:"Explain an app, a receipt or the latest refusal." example:"postern why payroll"`
+	Ping    pingCmd        `cmd:"" help:"Measure the way to an app leg by leg." example:"postern ping wiki"`
+	Stdio   stdioCmd       `cmd:"" help:"Join standard input and output to an app." example:"ssh -o ProxyCommand='postern stdio %h:%p' git.corp.internal"`
+	Proxy   proxyCmd       `cmd:"" help:"Serve the apps as a SOCKS5 proxy, without root and daemon." example:"postern proxy; curl -x socks5h://127.0.0.1:1080 http://wiki.corp.internal/"`
+	Admin   admincli.Admin `cmd:"" help:"Administer a broker."`
+	Version versionCmd     `cmd:"" help:"Print the version." example:"postern version"`
+}
+
+// common are the flags of every command but admin, which has its own.
+type common struct {
 	Socket string `help:"Socket of the daemon." env:"POSTERN_SOCKET" placeholder:"PATH"`
 	State  string `help:"Directory of a client without the daemon." env:"POSTERN_STATE" placeholder:"DIR"`
 	JSON   bool   `help:"Print JSON." name:"json"`
 	Debug  bool   `help:"Log what happens to standard error."`
+}
 
-	Up      upCmd      `cmd:"" help:"Sign in and bring the apps up. Example: postern up https://10.0.0.1:8443/#pin=..."`
-	Down    downCmd    `cmd:"" help:"Take the apps down; the session stays. Example: postern down"`
-	Logout  logoutCmd  `cmd:"" help:"End the session. Example: postern logout"`
-	Status  statusCmd  `cmd:"" help:"Show session, links and facts. Example: postern status --json"`
-	Apps    appsCmd    `cmd:"" help:"List the apps. Example: postern apps"`
-	Why     whyCmd     `cmd:"" help:"Explain an app, a receipt or the latest refusal. Example: postern why payroll"`
-	Ping    pingCmd    `cmd:"" help:"Measure the way to an app leg by leg. Example: postern ping wiki"`
-	Stdio   stdioCmd   `cmd:"" help:"Join standard input and output to an app. Example: ssh -o ProxyCommand='postern stdio %h:%p' git.corp.internal"`
-	Proxy   proxyCmd   `cmd:"" help:"Serve the apps as a SOCKS5 proxy, without root and daemon. Example: postern proxy; curl -x socks5h://127.0.0.1:1080 http://wiki.corp.internal/"`
-	Version versionCmd `cmd:"" help:"Print the version. Example: postern version"`
+// AfterApply hands the flags of the chosen command on.
+func (c common) AfterApply(a *app) error {
+	a.common, a.log = c, newLog(a.errOut, c.Debug)
+	return nil
 }
 
 // app is what every command gets.
 type app struct {
-	*cli
+	common
 	environ []string
 	out     io.Writer
 	errOut  io.Writer
@@ -69,11 +82,11 @@ func main() {
 // run parses and runs one command and returns its exit code.
 func run(ctx context.Context, args, environ []string, in io.Reader, out, errOut io.Writer) int {
 	var c cli
-	a := &app{cli: &c, environ: environ, in: in, out: out, errOut: errOut}
+	a := &app{environ: environ, in: in, out: out, errOut: errOut, log: newLog(errOut, false)}
 	exited := -1
-	parser, err := kong.New(&c, kong.Name("postern"), kong.Description(description), kong.UsageOnError(),
+	parser, err := kong.New(&c, kong.Name("postern"), kong.Description(description), admincli.Examples(),
 		kong.Writers(out, errOut), kong.Exit(func(code int) { exited = code }),
-		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(a), kong.ConfigureHelp(kong.HelpOptions{Compact: true}))
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(a), kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}))
 	if err != nil {
 		fmt.Fprintln(errOut, "postern:", err)
 		return exitError
@@ -86,8 +99,19 @@ func run(ctx context.Context, args, environ []string, in io.Reader, out, errOut 
 		fmt.Fprintf(errOut, "postern: %v\nRun: postern --help\n", err)
 		return exitUsage
 	}
-	a.log = newLog(errOut, c.Debug)
+	if strings.HasPrefix(parsed.Command(), "admin ") {
+		admincli.Bind(ctx, parsed, &admincli.Env{Environ: environ, In: in, Out: out})
+		return a.adminExit(parsed.Run())
+	}
 	return a.report(parsed.Run())
+}
+
+// adminExit prints an error of the admin commands, which have exit codes of their own.
+func (a *app) adminExit(err error) int {
+	if err != nil {
+		fmt.Fprintln(a.errOut, "postern:", err)
+	}
+	return admincli.ExitCode(err)
 }
 
 func newLog(w io.Writer, debug bool) *slog.Logger {
@@ -98,7 +122,7 @@ func newLog(w io.Writer, debug bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-type versionCmd struct{}
+type versionCmd struct{ common }
 
 // Run prints the version.
 func (versionCmd) Run(a *app) error {

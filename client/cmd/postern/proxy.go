@@ -20,6 +20,8 @@ import (
 )
 
 type proxyCmd struct {
+	common
+
 	URL        string `arg:"" optional:"" help:"The broker's URL with its pin, for the first time."`
 	Listen     string `help:"Loopback address to listen on." default:"127.0.0.1:1080"`
 	DeviceCode bool   `help:"Sign in with a browser on any machine."`
@@ -68,6 +70,8 @@ func tryProxy(apps []*localv1.App, addr string) string {
 }
 
 type stdioCmd struct {
+	common
+
 	App string `arg:"" help:"The app, with a port unless it has one only."`
 }
 

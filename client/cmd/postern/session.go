@@ -89,6 +89,8 @@ func (a *app) httpProxy() *httpproxy.Config {
 }
 
 type upCmd struct {
+	common
+
 	URL        string `arg:"" optional:"" help:"The broker's URL with its pin, as an administrator gave it; the last one if omitted."`
 	DeviceCode bool   `help:"Sign in with a browser on any machine."`
 	Proxy      string `help:"Without the daemon: go on as a SOCKS5 proxy on this address." placeholder:"ADDR"`
@@ -224,7 +226,7 @@ func command(v *localv1.App, curlFlags string) string {
 	return "postern ping " + v.Name
 }
 
-type downCmd struct{}
+type downCmd struct{ common }
 
 // Run takes the apps down.
 func (downCmd) Run(ctx context.Context, a *app) error {
@@ -237,6 +239,8 @@ func (downCmd) Run(ctx context.Context, a *app) error {
 }
 
 type logoutCmd struct {
+	common
+
 	Forget bool `help:"Without the daemon: forget the broker and the device key too."`
 }
 

@@ -14,7 +14,7 @@ import (
 	localv1 "github.com/postern-zt/postern/proto/local/v1"
 )
 
-type statusCmd struct{}
+type statusCmd struct{ common }
 
 // statusWait lets a client that lives for this command hear the broker once.
 const statusWait = 5 * time.Second
@@ -75,7 +75,7 @@ func standby(s string) string {
 	return ", standby " + s
 }
 
-type appsCmd struct{}
+type appsCmd struct{ common }
 
 // Run lists the apps.
 func (appsCmd) Run(ctx context.Context, a *app) error {
@@ -105,6 +105,8 @@ func (a *app) listApps(apps []*localv1.App) {
 }
 
 type whyCmd struct {
+	common
+
 	Query string `arg:"" optional:"" help:"App name or receipt; the latest refusal if omitted."`
 }
 
@@ -125,6 +127,8 @@ func (q whyCmd) Run(ctx context.Context, a *app) error {
 }
 
 type pingCmd struct {
+	common
+
 	App string `arg:"" help:"The app to measure."`
 }
 
