@@ -2,6 +2,7 @@ package adminapi
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"strings"
 	"time"
@@ -132,10 +133,13 @@ func (s users) DisableUser(ctx context.Context, req *connect.Request[adminv1.Use
 	if err != nil {
 		return nil, err
 	}
-	if err := s.cfg.Identity.Disable(ctx, u.ID); err != nil {
-		return nil, err
+	// Also when it cannot be written down the user's access ends, and the answer says so.
+	disabled := s.cfg.Identity.Disable(ctx, u.ID)
+	if errors.Is(disabled, directory.ErrLastOwner) {
+		return nil, disabled
 	}
-	return respond(s.endUser(ctx, u, session.CauseUserDisabled, grants.CauseUserDisabled, "disable user", req.Msg.Reason))
+	fx, err := s.endUser(ctx, u, session.CauseUserDisabled, grants.CauseUserDisabled, "disable user", req.Msg.Reason)
+	return respond(fx, errors.Join(disabled, err))
 }
 
 func (a *API) endUser(ctx context.Context, u directory.User, cause session.Cause, revoke grants.Cause, act, reason string) (*adminv1.EffectResponse, error) {
@@ -166,10 +170,9 @@ func (s users) SignOutUser(ctx context.Context, req *connect.Request[adminv1.Use
 	if err != nil {
 		return nil, err
 	}
-	if err := s.cfg.Identity.SignOut(ctx, u.ID); err != nil {
-		return nil, err
-	}
-	return respond(s.endUser(ctx, u, session.CauseAdmin, grants.CauseAdmin, "sign out user", req.Msg.Reason))
+	out := s.cfg.Identity.SignOut(ctx, u.ID)
+	fx, err := s.endUser(ctx, u, session.CauseAdmin, grants.CauseAdmin, "sign out user", req.Msg.Reason)
+	return respond(fx, errors.Join(out, err))
 }
 
 type groups struct{ *API }
