@@ -1,0 +1,13 @@
+//go:build !linux
+
+package demo
+
+import (
+	"context"
+	"errors"
+)
+
+// spacesSupported reports whether this system has network namespaces.
+func spacesSupported() bool { return false }
+
+func newSpaces(context.Context, string) (network, error) { return nil, errors.ErrUnsupported }
