@@ -51,14 +51,11 @@ func (Admin) Help() string {
 		"3 refused or denied, 4 not found, 5 no broker answers."
 }
 
-// Env is what the commands need of the process. All fields but StateDir and Now are required.
+// Env is what the commands need of the process. All fields but Now are required.
 type Env struct {
 	Environ []string
 	In      io.Reader
 	Out     io.Writer
-	// StateDir holds the device key for calls over the control plane. Empty means the
-	// person's own, then that of the daemon.
-	StateDir string
 	// Now is time.Now when nil.
 	Now func() time.Time
 }

@@ -95,11 +95,13 @@ func local(path string) (hc *http.Client, base, where string, err error) {
 
 // socket is the one that was named, empty for none.
 func (a *Admin) socket(e *Env) string {
-	if a.Socket != "" {
-		return a.Socket
-	}
+	return either(a.Socket, variable(e, socketVariable))
+}
+
+// variable reads the environment that main handed in, as a shell would.
+func variable(e *Env, name string) string {
 	for i := len(e.Environ) - 1; i >= 0; i-- {
-		if v, ok := strings.CutPrefix(e.Environ[i], socketVariable+"="); ok {
+		if v, ok := strings.CutPrefix(e.Environ[i], name+"="); ok {
 			return v
 		}
 	}

@@ -23,6 +23,8 @@ const (
 	// key where there is none.
 	membershipFile = "broker.json"
 	maxLoginFile   = 1 << 16
+	// stateVariable names the directory of a client without the daemon.
+	stateVariable = "POSTERN_STATE"
 )
 
 // login is which broker `postern admin` talks to. It holds no secret.
@@ -147,8 +149,8 @@ func certificate(e *Env, broker control.Broker) (*tls.Certificate, error) {
 }
 
 func stateDirs(e *Env) []string {
-	if e.StateDir != "" {
-		return []string{e.StateDir}
+	if dir := variable(e, stateVariable); dir != "" {
+		return []string{dir}
 	}
 	var dirs []string
 	if set, err := paths.User(paths.Client, e.Environ); err == nil {

@@ -94,18 +94,20 @@ type auditExportCmd struct {
 	Since  moment `help:"From then: a length back, or a time." placeholder:"WHEN"`
 }
 
-// Run writes the export.
-func (x *auditExportCmd) Run(ctx context.Context, c *Conn, e *Env) (err error) {
-	out := e.Out
-	if x.Output != "" {
-		f, err := os.OpenFile(x.Output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return &Error{Code: ExitUsage, err: err}
-		}
-		defer func() { err = errors.Join(err, f.Close()) }()
-		out = f
+// Run writes the export; a file that is not whole is removed.
+func (x *auditExportCmd) Run(ctx context.Context, c *Conn, e *Env) error {
+	from := x.Since.before(c.print.now)
+	if x.Output == "" {
+		return c.export(ctx, from, e.Out)
 	}
-	return c.export(ctx, x.Since.before(c.print.now), out)
+	f, err := os.OpenFile(x.Output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return &Error{Code: ExitUsage, err: err}
+	}
+	if err := errors.Join(c.export(ctx, from, f), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(x.Output))
+	}
+	return nil
 }
 
 // export streams; it has no deadline of its own, because years may be in it.

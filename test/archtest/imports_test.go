@@ -72,7 +72,7 @@ func homes() map[string][]string {
 		"github.com/google/nftables":          {"platform/posture"},
 		"github.com/mdlayher/netlink":         {"platform/posture"},
 		"github.com/godbus/dbus/v5":           {"platform/dns"},
-		"github.com/alecthomas/kong":          {"*/cmd"},
+		"github.com/alecthomas/kong":          {"*/cmd", "client/admincli"},
 		"go.yaml.in/yaml/v3":                  {"platform/settings"},
 		"github.com/prometheus/client_golang": {everywhere},
 		"connectrpc.com/connect":              {everywhere},
