@@ -71,7 +71,7 @@ func (a *API) wireError(ctx context.Context, procedure string, err error) error 
 
 func wireCode(err error) (connect.Code, string) {
 	if reason := enroll.Reason(err); reason != "" {
-		return connect.CodePermissionDenied, reason + ": " + err.Error()
+		return connect.CodePermissionDenied, reason + ": " + err.Error() + tokenAdvice(err)
 	}
 	var ie *identity.Error
 	switch {
@@ -94,6 +94,15 @@ func wireCode(err error) (connect.Code, string) {
 	default:
 		return wireUnavailable(err)
 	}
+}
+
+// tokenAdvice says what to do about a token that is whole and opens nothing. The text of a
+// malformed one says it already.
+func tokenAdvice(err error) string {
+	if errors.Is(err, enroll.ErrMalformed) {
+		return ""
+	}
+	return "; ask for a new one: postern admin token add"
 }
 
 func wireUnavailable(err error) (connect.Code, string) {
