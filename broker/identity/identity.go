@@ -86,6 +86,8 @@ type Config struct {
 	Store     Store
 	Keys      SigningKeys
 	Sealer    Sealer
+	// JoinURL is what people pass to `postern up`: the URL with its pin. Empty means URL.
+	JoinURL string
 	// Secret is random, at least 32 bytes, and the same on all brokers of an installation:
 	// form tokens and authorization codes derive from it.
 	Secret   []byte
@@ -159,6 +161,9 @@ func checkConfig(cfg Config) (*url.URL, error) {
 
 func withDefaults(cfg Config) Config {
 	cfg.URL = strings.TrimSuffix(cfg.URL, "/")
+	if cfg.JoinURL == "" {
+		cfg.JoinURL = cfg.URL
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}

@@ -23,7 +23,7 @@ func (s *Service) postInvite(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.message(w, r, http.StatusOK, "Your password is set",
-		"Your login is "+login+". On your computer run: postern up "+s.Issuer())
+		"Your login is "+login+". On your computer run: postern up '"+s.cfg.JoinURL+"'")
 }
 
 func (s *Service) acceptInvite(r *http.Request) (login string, err error) {

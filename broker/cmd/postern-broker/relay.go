@@ -67,7 +67,7 @@ func (r *relayCmd) Run(e *env) error {
 }
 
 func raiseFiles(ctx context.Context, log *slog.Logger) {
-	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < wantedFiles {
+	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < fewFiles {
 		log.WarnContext(ctx, "few open files allowed", "limit", got, "err", err)
 	}
 }

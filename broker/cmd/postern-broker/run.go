@@ -17,6 +17,9 @@ import (
 // wantedFiles is the limit on open files that a busy broker needs.
 const wantedFiles = 1 << 16
 
+// fewFiles is too little to serve an office.
+const fewFiles = 4096
+
 // runCmd runs the broker.
 type runCmd struct {
 	Config  string `help:"Configuration file (default: the system's)." placeholder:"FILE"`
@@ -78,7 +81,7 @@ func (r *runCmd) Run(e *env) error {
 	log := logger(cfg.LogLevel)
 	// The OpenID library writes to the default logger.
 	slog.SetDefault(log.With("component", "openid"))
-	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < wantedFiles {
+	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < fewFiles {
 		log.Warn("few open files allowed", "limit", got, "error", err)
 	}
 	b, err := broker.New(e.ctx, cfg, version, log)

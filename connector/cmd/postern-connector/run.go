@@ -22,6 +22,9 @@ import (
 // wantedFiles is the limit on open files that a busy connector needs: one per flow.
 const wantedFiles = 1 << 16
 
+// fewFiles is too little to serve an office.
+const fewFiles = 4096
+
 // maxToken bounds what is read as a join token.
 const maxToken = 4096
 
@@ -47,7 +50,7 @@ func (r *runCmd) Run(e *env) error {
 	if err := r.ensureJoined(e, store); err != nil {
 		return err
 	}
-	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < wantedFiles {
+	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < fewFiles {
 		e.log.Warn("few open files allowed", "limit", got, "error", err)
 	}
 	c, err := connector.New(connector.Config{Store: store, Version: version, Dialer: e.proxy, Log: e.log})
