@@ -25,6 +25,7 @@ import (
 	"github.com/postern-zt/postern/netstack/flow"
 	"github.com/postern-zt/postern/netstack/link"
 	"github.com/postern-zt/postern/netstack/peer"
+	"github.com/postern-zt/postern/platform/clock"
 	"github.com/postern-zt/postern/platform/daemon"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/frame"
@@ -42,8 +43,13 @@ type Config struct {
 	Dialer control.Dialer
 	// Drain is how long flows may go on after a stop; zero means 30 s.
 	Drain time.Duration
-	Log   *slog.Logger
+	// Now reads both clocks; nil is clock.Now.
+	Now func() clock.Time
+	Log *slog.Logger
 }
+
+// wall is the time of day.
+func (c Config) wall() time.Time { return c.Now().Wall }
 
 // Connector is one connector whose parts are built.
 type Connector struct {
@@ -70,7 +76,10 @@ func New(cfg Config) (*Connector, error) {
 	if cfg.Drain == 0 {
 		cfg.Drain = drainTime
 	}
-	c := &Connector{cfg: cfg, log: cfg.Log, joined: joined, watch: health.New(nil)}
+	if cfg.Now == nil {
+		cfg.Now = clock.Now
+	}
+	c := &Connector{cfg: cfg, log: cfg.Log, joined: joined, watch: health.New(cfg.wall)}
 	for _, step := range []func() error{c.openControl, c.openEnforcer, c.openLinks} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, c.close())
@@ -83,10 +92,12 @@ func (c *Connector) openControl() (err error) {
 	if c.broker, err = c.joined.Broker(); err != nil {
 		return err
 	}
-	if c.member, err = control.NewMember(c.cfg.Store.Key(), c.joined.Chain, nil); err != nil {
+	if c.member, err = control.NewMember(c.cfg.Store.Key(), c.joined.Chain, c.cfg.wall); err != nil {
 		return err
 	}
-	c.http = control.NewClient(control.ClientConfig{Broker: c.broker, Certificate: c.member.Certificate, Dialer: c.cfg.Dialer})
+	c.http = control.NewClient(control.ClientConfig{
+		Broker: c.broker, Certificate: c.member.Certificate, Dialer: c.cfg.Dialer, Now: c.cfg.wall,
+	})
 	return nil
 }
 
@@ -95,18 +106,18 @@ func (c *Connector) openEnforcer() (err error) {
 	if err != nil {
 		return err
 	}
-	if c.flows, err = flowlog.Open(filepath.Join(c.cfg.Store.Dir(), "flows"), c.joined.Connector, nil); err != nil {
+	if c.flows, err = flowlog.Open(filepath.Join(c.cfg.Store.Dir(), "flows"), c.joined.Connector, c.cfg.wall); err != nil {
 		return fmt.Errorf("flow records: %w", err)
 	}
 	c.enforcer = enforce.New(enforce.Config{
 		Self: c.joined.Connector, Mark: mark, SaveMark: c.cfg.Store.SaveMark, Dialer: &targets.Dialer{},
-		Recorder: c.flows, Health: c.watch, Log: c.log,
+		Recorder: c.flows, Health: c.watch, Now: c.cfg.Now, Log: c.log,
 	})
 	return nil
 }
 
 func (c *Connector) openLinks() (err error) {
-	credentials, err := peer.NewCredentials(peer.CredentialsConfig{Identity: c.cfg.Store.Key()})
+	credentials, err := peer.NewCredentials(peer.CredentialsConfig{Identity: c.cfg.Store.Key(), Now: c.cfg.wall})
 	if err != nil {
 		return err
 	}
@@ -126,7 +137,8 @@ func (c *Connector) openLinks() (err error) {
 		return err
 	}
 	c.uplink = uplink.New(uplink.Config{
-		HTTP: c.http, Broker: c.broker, CA: ca, Version: c.cfg.Version, Sink: sink{c.enforcer, c.serve}, Log: c.log,
+		HTTP: c.http, Broker: c.broker, CA: ca, Version: c.cfg.Version, Sink: sink{c.enforcer, c.serve}, Now: c.cfg.wall,
+		Log: c.log,
 	})
 	return nil
 }
@@ -205,6 +217,9 @@ func (c *Connector) reportHealth(ctx context.Context) error {
 		return err
 	}, c.log)
 }
+
+// Uplink is how the control stream stands.
+func (c *Connector) Uplink() uplink.State { return c.uplink.State() }
 
 // Live reports whether a fresh word of the broker covers this moment: flows may open.
 func (c *Connector) Live() bool { return c.enforcer.State().Live }

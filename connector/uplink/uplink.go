@@ -57,14 +57,16 @@ type Sink interface {
 	Holds() guard.Mark
 }
 
-// Config is what an Uplink needs; all fields are required.
+// Config is what an Uplink needs; all fields but Now are required.
 type Config struct {
 	HTTP    *http.Client
 	Broker  control.Broker
 	CA      *x509.Certificate
 	Version string
 	Sink    Sink
-	Log     *slog.Logger
+	// Now is time.Now when nil.
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Uplink keeps the stream. State is safe to read while Run runs.
@@ -87,6 +89,9 @@ type State struct {
 
 // New returns an uplink that is not connected yet.
 func New(cfg Config) *Uplink {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	u := &Uplink{cfg: cfg, log: cfg.Log.With("component", "uplink")}
 	u.client = controlv1connect.NewConnectorServiceClient(cfg.HTTP, cfg.Broker.BaseURL(), connect.WithReadMaxBytes(maxPush))
 	u.state.Store(&State{Since: time.Now(), Problem: "not connected yet"})
@@ -127,7 +132,7 @@ func (u *Uplink) down(ctx context.Context, err error) {
 	// broker that does not want it: the next try opens a new one.
 	u.cfg.HTTP.CloseIdleConnections()
 	u.state.Store(&State{Since: time.Now(), Problem: Problem(err)})
-	u.log.WarnContext(ctx, "control stream ended", "err", err)
+	u.log.WarnContext(ctx, "control stream ended", "error", err)
 }
 
 // stream runs one Watch call; wait is set when the broker said when to come back.
@@ -165,7 +170,7 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 
 // clock compares our clock with the broker's time in a push.
 func (u *Uplink) clock(ctx context.Context, brokerMS int64) error {
-	offset := time.Since(time.UnixMilli(brokerMS)).Round(time.Millisecond)
+	offset := u.cfg.Now().Sub(time.UnixMilli(brokerMS)).Round(time.Millisecond)
 	if offset.Abs() > maxOffset {
 		return fmt.Errorf("%w (it is %s off)", ErrClock, offset)
 	}
@@ -209,7 +214,7 @@ func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
 
 func (u *Uplink) dropped(ctx context.Context, kind string, err error) {
 	if err != nil {
-		u.log.WarnContext(ctx, "message of the broker refused", "kind", kind, "err", err)
+		u.log.WarnContext(ctx, "message of the broker refused", "kind", kind, "error", err)
 	}
 }
 
@@ -217,7 +222,7 @@ func (u *Uplink) dropped(ctx context.Context, kind string, err error) {
 func (u *Uplink) keys(ctx context.Context, k *controlv1.Keys) {
 	var pubs []ed25519.PublicKey
 	for _, der := range k.GetCertificatesDer() {
-		pub, err := control.SignerKey(der, u.cfg.CA, time.Now())
+		pub, err := control.SignerKey(der, u.cfg.CA, u.cfg.Now())
 		if err != nil {
 			u.dropped(ctx, "keys", err)
 			continue
@@ -237,7 +242,7 @@ func (u *Uplink) acknowledge(ctx context.Context) {
 		StatementSequence: m.Sequence, Revoked: m.Revoked, AssignmentVersion: m.Assignment,
 	}))
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		u.log.WarnContext(ctx, "acknowledgement not delivered", "err", err)
+		u.log.WarnContext(ctx, "acknowledgement not delivered", "error", err)
 	}
 }
 
