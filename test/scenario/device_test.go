@@ -256,3 +256,13 @@ func (n *news) sees(app string) (listed, allowed bool) {
 func connectRequest(query string) *connect.Request[controlv1.WhyRequest] {
 	return connect.NewRequest(&controlv1.WhyRequest{Query: query})
 }
+
+// tokens signs a user in for a device without redeeming anything.
+func (w *world) tokens(user string, d *device) identitytest.Tokens {
+	w.t.Helper()
+	tokens, err := identitytest.SignIn(w.ctx(), w.signInAt(d.member.KeyID()), identitytest.Person{Login: user, Password: password})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return tokens
+}

@@ -196,6 +196,7 @@ func TestReceiptIsOne(t *testing.T) {
 	if r.Remedy == "" {
 		t.Errorf("a refusal for a firewall without a remedy: %v", r)
 	}
+	eventually(t, "the refusal is recorded, behind its answer", func() bool { return w.count("decisions") > 0 })
 	why := ann.why(r.Id)
 	if !why.Known || why.Receipt.GetId() != r.Id || !strings.Contains(strings.ToLower(why.Text), "firewall") {
 		t.Errorf("why %s: %v", r.Id, why)
