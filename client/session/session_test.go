@@ -141,3 +141,24 @@ func TestOutcomeOfIsTruthful(t *testing.T) {
 		}
 	}
 }
+
+func TestNoticesAreNotRepeated(t *testing.T) {
+	var n session.Notices
+	for _, c := range []struct {
+		app    string
+		reason string
+		after  time.Duration
+		want   bool
+	}{
+		{"payroll", "no_rule", 0, true},
+		{"payroll", "no_rule", time.Minute, false},
+		{"payroll", "device_fact", time.Minute, true},
+		{"wiki", "no_rule", time.Minute, true},
+		{"payroll", "no_rule", 9*time.Minute + 59*time.Second, false},
+		{"payroll", "no_rule", 10 * time.Minute, true},
+	} {
+		if got := n.Due(c.app, []string{c.reason}, start.Add(c.after)); got != c.want {
+			t.Errorf("Due(%s, %s) after %v = %v", c.app, c.reason, c.after, got)
+		}
+	}
+}
