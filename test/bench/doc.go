@@ -1,0 +1,19 @@
+// Package bench measures the product against wireguard-go and against plain TCP, in network
+// namespaces and with the real programs; `make bench` runs it, nothing else does.
+//
+//	laptop-tls ---+
+//	              relay (router, broker) --- connector, app
+//	laptop-quic --+
+//
+// Everything that is compared runs in the same hold, interleaved round by round, because
+// machines drift. Both laptops are clients of one broker and one connector; in front of
+// laptop-tls UDP to the broker is dropped, so that it has the TLS carrier, while the other
+// has what the product prefers, QUIC. A row counts only if the client's own status names
+// that carrier and the kernel's counters at the relay agree.
+//
+// The setting is @wire: segmentation offload is off on every cable, so that packets cross
+// it in the size of a wire. POSTERN_BENCH_PLAIN=1 leaves it on. Congestion control is
+// cubic on both ends of every TCP connection, by socket and by route, and is read back.
+//
+// All files but this one are tests; nothing imports the package.
+package bench
