@@ -113,7 +113,7 @@ func (n *Node) openRelay(ctx context.Context) error {
 	}
 	certs, err := n.cfg.Store.LoadKeys()
 	if err != nil {
-		n.log.WarnContext(ctx, "signing keys of the last run not readable", "err", err)
+		n.log.WarnContext(ctx, "signing keys of the last run not readable", "error", err)
 	}
 	n.setKeys(ctx, certs)
 	n.relay, err = relay.New(relay.Config{

@@ -27,7 +27,7 @@ func (n *Node) report(ctx context.Context) error {
 			bytes += u.Up + u.Down
 		}
 		if err := n.reportOnce(ctx, bytes); err != nil && ctx.Err() == nil {
-			n.log.DebugContext(ctx, "report not delivered", "err", err)
+			n.log.DebugContext(ctx, "report not delivered", "error", err)
 		}
 	}
 }
@@ -50,7 +50,7 @@ func (n *Node) keepCertificate(ctx context.Context) error {
 		defer cancel()
 		resp, err := n.renew.Renew(ctx, connect.NewRequest(&controlv1.RenewRequest{CsrDer: csr}))
 		if err != nil {
-			n.log.WarnContext(ctx, "certificate not renewed", "err", err, "expires", n.member.NotAfter())
+			n.log.WarnContext(ctx, "certificate not renewed", "error", err, "expires", n.member.NotAfter())
 			return nil, err
 		}
 		return resp.Msg.ChainDer, nil

@@ -63,7 +63,7 @@ func (n *Node) watch(ctx context.Context) error {
 		// The connection may stand on a certificate that has been replaced.
 		n.http.CloseIdleConnections()
 		n.state.Store(&State{Since: time.Now(), Problem: problem(err)})
-		n.log.WarnContext(ctx, "control stream ended, serving on", "err", err, "retry_in", wait)
+		n.log.WarnContext(ctx, "control stream ended, serving on", "error", err, "retry_in", wait)
 		pause(ctx, wait)
 	}
 	return nil
@@ -123,7 +123,7 @@ func (n *Node) take(ctx context.Context, msg *controlv1.RelayPush) {
 		certs := news.Keys.GetCertificatesDer()
 		n.setKeys(ctx, certs)
 		if err := n.cfg.Store.SaveKeys(certs); err != nil {
-			n.log.WarnContext(ctx, "signing keys not kept for the next start", "err", err)
+			n.log.WarnContext(ctx, "signing keys not kept for the next start", "error", err)
 		}
 	case *controlv1.RelayPush_Cut:
 		n.cut(ctx, news.Cut)
@@ -136,7 +136,7 @@ func (n *Node) setKeys(ctx context.Context, certs [][]byte) {
 	for _, der := range certs {
 		pub, err := control.SignerKey(der, n.ca, time.Now())
 		if err != nil {
-			n.log.WarnContext(ctx, "signing key refused", "err", err)
+			n.log.WarnContext(ctx, "signing key refused", "error", err)
 			continue
 		}
 		pubs = append(pubs, pub)

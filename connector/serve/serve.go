@@ -7,15 +7,18 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/postern-zt/postern/netstack/carrier"
 	"github.com/postern-zt/postern/netstack/carrier/quic"
@@ -34,6 +37,16 @@ const (
 	bindRetryMax     = 30 * time.Second
 	// maxRelays bounds how many relays one connector attaches to.
 	maxRelays = 16
+	// linger is how long a relay stays attached that the broker no longer names: a broker
+	// that has just started names a relay only when that has found its way back, and flows
+	// through it must not notice (DESIGN section 6).
+	linger = 10 * time.Minute
+)
+
+var (
+	errAttaching = errors.New("attaching")
+	errTicket    = errors.New("the broker gave a malformed ticket")
+	errExpired   = errors.New("the ticket has expired and the broker gave no other")
 )
 
 // Links takes carriers; *link.Server has it. Serve returns when the carrier has ended.
@@ -58,20 +71,12 @@ type Server struct {
 	log    *slog.Logger
 	server *tls.Config
 
-	mu     sync.Mutex // guards wanted and states
+	states *states
+
+	mu     sync.Mutex // guards wanted and the paths of workers
 	wanted []*controlv1.RelayPath
-	states map[string]State
 	// changed wakes Run; its length 1 lets changes collapse.
 	changed chan struct{}
-}
-
-// State is how one transport to one relay stands.
-type State struct {
-	Relay     ids.RelayID
-	Transport string
-	Up        bool
-	Problem   string
-	Since     time.Time
 }
 
 // New returns a server that is attached to nothing.
@@ -82,7 +87,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, log: cfg.Log.With("component", "serve"), server: server,
-		states: make(map[string]State), changed: make(chan struct{}, 1),
+		states: newStates(), changed: make(chan struct{}, 1),
 	}, nil
 }
 
@@ -98,35 +103,22 @@ func (s *Server) SetRelays(paths []*controlv1.RelayPath) {
 }
 
 // States lists how the transports stand, ordered by relay.
-func (s *Server) States() []State {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]State, 0, len(s.states))
-	for _, st := range s.states {
-		out = append(out, st)
-	}
-	slices.SortFunc(out, func(a, b State) int {
-		if a.Relay != b.Relay {
-			return compare(string(a.Relay), string(b.Relay))
-		}
-		return compare(a.Transport, b.Transport)
-	})
-	return out
-}
-
-func compare(a, b string) int {
-	if a < b {
-		return -1
-	}
-	return 1
-}
+func (s *Server) States() []State { return s.states.list(time.Now()) }
 
 // worker keeps one relay attached.
 type worker struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	// path is the newest ticket, guarded by the server's mu.
+	// path has the newest ticket; guarded by the server's mu.
 	path *controlv1.RelayPath
+	// unnamed is since when the broker does not name the relay; owned by Run.
+	unnamed time.Time
+}
+
+// stop ends the worker and what goes through its relay.
+func (w *worker) stop() {
+	w.cancel()
+	<-w.done
 }
 
 // Run attaches to what SetRelays names until ctx ends.
@@ -135,44 +127,81 @@ func (s *Server) Run(ctx context.Context) error {
 	defer func() {
 		for _, w := range workers {
 			w.cancel()
+		}
+		for _, w := range workers {
 			<-w.done
 		}
 	}()
+	leave := time.NewTimer(linger)
+	defer leave.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-leave.C:
 		case <-s.changed:
 		}
 		s.reconcile(ctx, workers)
+		leave.Reset(nextLeave(workers))
 	}
 }
 
-// reconcile starts workers for new relays, renews the tickets of known ones and ends the
-// others.
+// reconcile starts workers for new relays, renews the tickets of known ones and ends those
+// that have not been named for a while.
 func (s *Server) reconcile(ctx context.Context, workers map[string]*worker) {
 	s.mu.Lock()
 	wanted := s.wanted
 	s.mu.Unlock()
-	keep := map[string]bool{}
+	named := map[string]bool{}
 	for _, p := range wanted {
 		id := p.GetRelay().GetId()
-		keep[id] = true
-		if w := workers[id]; w != nil {
-			s.mu.Lock()
-			w.path = p
-			s.mu.Unlock()
+		named[id] = true
+		w := workers[id]
+		if w != nil && s.renew(w, p) {
 			continue
+		}
+		if w != nil { // it has moved
+			w.stop()
 		}
 		workers[id] = s.start(ctx, p)
 	}
 	for id, w := range workers {
-		if !keep[id] {
-			w.cancel()
-			<-w.done
+		if !named[id] && w.overdue(time.Now()) {
+			w.stop()
 			delete(workers, id)
 		}
 	}
+}
+
+// renew gives a worker a fresh ticket; false when the relay is somewhere else now.
+func (s *Server) renew(w *worker, p *controlv1.RelayPath) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.unnamed = time.Time{}
+	if !proto.Equal(w.path.GetRelay(), p.GetRelay()) || w.path.GetHandle() != p.GetHandle() {
+		return false
+	}
+	w.path = p
+	return true
+}
+
+// overdue notes that the relay is not named and reports whether that has lasted.
+func (w *worker) overdue(now time.Time) bool {
+	if w.unnamed.IsZero() {
+		w.unnamed = now
+	}
+	return now.Sub(w.unnamed) >= linger
+}
+
+// nextLeave is when the next unnamed relay is to be left.
+func nextLeave(workers map[string]*worker) time.Duration {
+	next := linger
+	for _, w := range workers {
+		if !w.unnamed.IsZero() {
+			next = min(next, max(time.Second, linger-time.Since(w.unnamed)))
+		}
+	}
+	return next
 }
 
 func (s *Server) start(ctx context.Context, p *controlv1.RelayPath) *worker {
@@ -180,36 +209,52 @@ func (s *Server) start(ctx context.Context, p *controlv1.RelayPath) *worker {
 	w := &worker{cancel: cancel, done: make(chan struct{}), path: p}
 	go func() {
 		defer close(w.done)
-		s.attach(ctx, w)
+		s.attach(ctx, w, p.GetRelay())
 	}()
 	return w
 }
 
 // attach keeps both transports of one relay up.
-func (s *Server) attach(ctx context.Context, w *worker) {
-	id, err := ids.Parse[ids.RelayID](w.path.GetRelay().GetId())
+func (s *Server) attach(ctx context.Context, w *worker, at *controlv1.RelayInfo) {
+	id, err := ids.Parse[ids.RelayID](at.GetId())
 	if err != nil {
 		s.log.WarnContext(ctx, "relay with a malformed id", "error", err)
 		return
 	}
-	cfg := attach.Config{Relay: s.relayInfo(w.path, id), Dialer: s.cfg.Dialer, Log: s.log}
-	tickets := func(context.Context) (attach.Ticket, error) { return s.ticket(w) }
+	defer s.states.forget(id)
+	cfg := attach.Config{Relay: s.relayInfo(at, id), Dialer: noting{s, id}, Log: s.log}
+	var bound atomic.Pointer[attach.Binding]
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		s.note(id, "tcp", nil)
-		s.note(id, "tcp", attach.Serve(ctx, cfg, tickets, s.onCall))
-	})
-	wg.Go(func() { s.bind(ctx, id, cfg, tickets) })
+	wg.Go(func() { s.stand(ctx, w, id, cfg, &bound) })
+	wg.Go(func() { s.bind(ctx, w, id, cfg, &bound) })
 	wg.Wait()
-	s.forget(id)
+}
+
+// stand keeps the control connection up. Each try asks for the ticket first, so that is
+// when the one before has ended. Once the connection stands, the relay may be a new
+// process that knows nothing of the UDP binding.
+func (s *Server) stand(ctx context.Context, w *worker, id ids.RelayID, cfg attach.Config, bound *atomic.Pointer[attach.Binding]) {
+	s.states.down(id, TCP, errAttaching)
+	cfg.OnAttached = func() {
+		s.states.up(id, TCP)
+		if b := bound.Load(); b != nil {
+			b.Rebind()
+		}
+	}
+	tickets := func(context.Context) (attach.Ticket, error) {
+		t, err := s.ticket(w)
+		s.states.down(id, TCP, cmp.Or(err, errAttaching))
+		return t, err
+	}
+	s.states.down(id, TCP, attach.Serve(ctx, cfg, tickets, s.onCall))
 }
 
 // relayInfo says where a relay is and what it must prove: the broker's CA vouches for a
 // relay of its own process and for the one inside the broker.
-func (s *Server) relayInfo(p *controlv1.RelayPath, id ids.RelayID) attach.RelayInfo {
-	addrs := p.GetRelay().GetAddresses()
+func (s *Server) relayInfo(at *controlv1.RelayInfo, id ids.RelayID) attach.RelayInfo {
+	addrs := at.GetAddresses()
 	kind, name := control.KindRelay, string(id)
-	if len(p.GetRelay().GetKeyId()) == 0 {
+	if len(at.GetKeyId()) == 0 {
 		kind, name = control.KindBroker, ""
 		addrs = append([]string{s.cfg.Broker.Address}, addrs...)
 	}
@@ -218,9 +263,32 @@ func (s *Server) relayInfo(p *controlv1.RelayPath, id ids.RelayID) attach.RelayI
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // the chain is checked against the pin
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return control.VerifyServer(cs, pin, kind, name, time.Now())
+			err := control.VerifyServer(cs, pin, kind, name, time.Now())
+			if err != nil {
+				s.states.fails(id, TCP, err)
+			}
+			return err
 		},
 	}}
+}
+
+// noting is a dialer that keeps why a relay cannot be reached.
+type noting struct {
+	s  *Server
+	id ids.RelayID
+}
+
+// DialContext dials, through the proxy where one is set.
+func (n noting) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := n.s.cfg.Dialer
+	if dialer == nil {
+		dialer = &net.Dialer{}
+	}
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		n.s.states.fails(n.id, TCP, err)
+	}
+	return conn, err
 }
 
 func (s *Server) ticket(w *worker) (attach.Ticket, error) {
@@ -231,7 +299,10 @@ func (s *Server) ticket(w *worker) (attach.Ticket, error) {
 		Sealed: p.GetTicket(), Role: ticket.RoleConnector, Handle: ticket.Handle(p.GetHandle()), Expires: time.UnixMilli(p.GetExpiresMs()),
 	}
 	if len(p.GetMacKey()) != len(t.MACKey) || !t.Handle.Valid() {
-		return attach.Ticket{}, errors.New("the broker gave a malformed ticket")
+		return attach.Ticket{}, errTicket
+	}
+	if !time.Now().Before(t.Expires) {
+		return attach.Ticket{}, errExpired
 	}
 	copy(t.MACKey[:], p.GetMacKey())
 	return t, nil
@@ -258,11 +329,13 @@ func (s *Server) serve(ctx context.Context, link ticket.Handle, c carrier.Carrie
 }
 
 // bind keeps a UDP socket bound at the relay and serves QUIC on it.
-func (s *Server) bind(ctx context.Context, id ids.RelayID, cfg attach.Config, tickets attach.Tickets) {
+func (s *Server) bind(ctx context.Context, w *worker, id ids.RelayID, cfg attach.Config, bound *atomic.Pointer[attach.Binding]) {
 	retry := bindRetryMin
 	for ctx.Err() == nil {
 		began := time.Now()
-		s.note(id, "udp", s.bindOnce(ctx, id, cfg, tickets))
+		s.states.down(id, UDP, errAttaching)
+		err := s.bindOnce(ctx, w, id, cfg, bound)
+		s.states.down(id, UDP, err)
 		if time.Since(began) > bindRetryMax {
 			retry = bindRetryMin
 		}
@@ -276,36 +349,25 @@ func (s *Server) bind(ctx context.Context, id ids.RelayID, cfg attach.Config, ti
 	}
 }
 
-func (s *Server) bindOnce(ctx context.Context, id ids.RelayID, cfg attach.Config, tickets attach.Tickets) error {
+func (s *Server) bindOnce(ctx context.Context, w *worker, id ids.RelayID, cfg attach.Config, bound *atomic.Pointer[attach.Binding]) error {
 	socket, err := net.ListenUDP("udp", nil)
 	if err != nil {
 		return err
 	}
-	b, err := attach.BindUDP(ctx, cfg, socket, tickets)
+	b, err := attach.BindUDP(ctx, cfg, socket, func(context.Context) (attach.Ticket, error) {
+		s.states.asked(id, UDP) // for the first time here, later when the binding was lost
+		return s.ticket(w)
+	})
 	if err != nil {
 		return err
 	}
-	defer b.Close()
-	s.note(id, "udp", nil)
+	bound.Store(b)
+	defer func() {
+		bound.Store(nil)
+		b.Close()
+	}()
+	s.states.up(id, UDP)
 	return quic.Serve(ctx, b, quic.Config{TLS: s.server}, func(ctx context.Context, link ticket.Handle, c *quic.Carrier) {
 		s.serve(ctx, link, c)
 	})
-}
-
-// note keeps how a transport stands: nil is up.
-func (s *Server) note(id ids.RelayID, transport string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st := State{Relay: id, Transport: transport, Up: err == nil, Since: time.Now()}
-	if err != nil {
-		st.Problem = err.Error()
-	}
-	s.states[string(id)+"/"+transport] = st
-}
-
-func (s *Server) forget(id ids.RelayID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.states, string(id)+"/tcp")
-	delete(s.states, string(id)+"/udp")
 }

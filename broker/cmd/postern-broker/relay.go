@@ -61,14 +61,14 @@ func (r *relayCmd) Run(e *env) error {
 		return err
 	}
 	if err := daemon.Notify(os.Getenv("NOTIFY_SOCKET"), daemon.Ready); err != nil {
-		log.Warn("service manager not told", "err", err)
+		log.Warn("service manager not told", "error", err)
 	}
 	return node.Run(e.ctx)
 }
 
 func raiseFiles(ctx context.Context, log *slog.Logger) {
 	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < fewFiles {
-		log.WarnContext(ctx, "few open files allowed", "limit", got, "err", err)
+		log.WarnContext(ctx, "few open files allowed", "limit", got, "error", err)
 	}
 }
 
