@@ -310,35 +310,44 @@ func (b daemonBackend) Up(ctx context.Context, caller ipc.Peer, req *localv1.UpR
 
 // awaitUp waits until the interface is there, and says what is missing when it is not.
 func (b daemonBackend) awaitUp(ctx context.Context, e *localv1.UpEvent) {
-	deadline := time.NewTimer(upWait)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
+	if !b.d.awaitEngine(ctx, func(st intercept.Status) bool { return st.Up || st.Problem != "" }) {
+		e.Text = "The apps are not up yet; postern status says more."
+	}
+	if p := b.d.engine.Status().Problem; p != "" {
+		e.Text = p
+	}
+}
+
+// awaitEngine waits, not for long, until the host is as it is wanted.
+func (d *Daemon) awaitEngine(ctx context.Context, cond func(st intercept.Status) bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, upWait)
+	defer cancel()
 	for {
-		if st := b.d.engine.Status(); st.Up || st.Problem != "" {
-			e.Text = st.Problem
-			return
+		changed := d.engine.Changed()
+		if cond(d.engine.Status()) {
+			return true
 		}
 		select {
-		case <-tick.C:
+		case <-changed:
 		case <-ctx.Done():
-			return
-		case <-deadline.C:
-			e.Text = "The apps are not up yet; postern status says more."
-			return
+			return false
 		}
 	}
 }
 
 // Down takes the interface away; the session stays.
-func (b daemonBackend) Down(context.Context) error {
-	return b.d.change(func(h *state.Host) { h.Up = false })
+func (b daemonBackend) Down(ctx context.Context) error {
+	err := b.d.change(func(h *state.Host) { h.Up = false })
+	b.d.awaitEngine(ctx, func(st intercept.Status) bool { return !st.Up })
+	return err
 }
 
 // Logout ends the session and gives the machine free for another user.
 func (b daemonBackend) Logout(ctx context.Context) error {
 	err := b.Backend.Logout(ctx)
-	return errors.Join(err, b.d.change(func(h *state.Host) { h.Up, h.Owner = false, nil }))
+	err = errors.Join(err, b.d.change(func(h *state.Host) { h.Up, h.Owner = false, nil }))
+	b.d.awaitEngine(ctx, func(st intercept.Status) bool { return !st.Up })
+	return err
 }
 
 // Status adds what is on the host.

@@ -101,9 +101,10 @@ type Engine struct {
 	// refused counts; it is shared by the handlers of all connections.
 	refused atomic.Uint64
 
-	mu     sync.Mutex // guards the fields below
-	wanted Wanted
-	status Status
+	mu      sync.Mutex // guards the fields below
+	wanted  Wanted
+	status  Status
+	changed chan struct{} // closed and replaced when status changes
 }
 
 // New checks the configuration. It does not touch the host.
@@ -123,7 +124,7 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{cfg: cfg, log: cfg.Log.With("component", "intercept"), router: router, dns: host, wake: make(chan struct{}, 1)}, nil
+	return &Engine{cfg: cfg, log: cfg.Log.With("component", "intercept"), router: router, dns: host, wake: make(chan struct{}, 1), changed: make(chan struct{})}, nil
 }
 
 // Set replaces the wanted state. It does not wait.
@@ -159,6 +160,15 @@ func (e *Engine) setStatus(st Status) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.status = st
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// Changed is closed at the next change of the status.
+func (e *Engine) Changed() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.changed
 }
 
 // Addresses returns the addresses of a published name on this host.
