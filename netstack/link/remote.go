@@ -121,15 +121,19 @@ func resetCode(c frame.Code) frame.Code {
 	return c
 }
 
-// broadcast writes a control frame on every line, each in the background of nobody: a
-// write is bounded by controlTimeout and a failing line ends by itself.
+// broadcast writes control frames on every line and waits, at most controlTimeout. A line
+// that does not take them ends: its peer would go on in ignorance.
 func (r *remote) broadcast(b []byte) {
 	r.mu.Lock()
 	lines := append([]*line(nil), r.lines...)
 	r.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, l := range lines {
-		wg.Go(func() { _ = l.write(b) }) // a dead line shows in its readers
+		wg.Go(func() {
+			if err := l.write(b); err != nil {
+				l.kill(err)
+			}
+		})
 	}
 	wg.Wait()
 }

@@ -33,6 +33,7 @@ type Server struct {
 	draining bool
 	closed   bool
 	flows    sync.WaitGroup // splices, which outlive their carriers
+	telling  sync.WaitGroup // broadcasts that nobody waits for but Close
 }
 
 // NewServer returns a Server without carriers.
@@ -204,7 +205,7 @@ func (s *Server) Drain() {
 	s.draining = true
 	s.mu.Unlock()
 	for _, r := range s.all() {
-		r.broadcast(frame.AppendDrain(nil))
+		s.tell(r, frame.AppendDrain(nil))
 	}
 }
 
@@ -241,7 +242,18 @@ func (s *Server) Close() error {
 		r.end(frame.Draining)
 	}
 	s.flows.Wait()
+	s.telling.Wait()
 	return nil
+}
+
+// tell writes control frames to a peer in a goroutine that Close waits for: a peer that
+// does not read must not delay what the caller does to others.
+func (s *Server) tell(r *remote, b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.telling.Go(func() { r.broadcast(b) })
+	}
 }
 
 func (s *Server) isHeld(g ids.GrantID) bool {

@@ -123,12 +123,17 @@ func (r *remote) flowsOfLocked(t *tunnel) []*serverFlow {
 	return out
 }
 
-// closeGrant is closeTunnel for every reference of the grant, and tells the client.
+// closeGrant is closeTunnel for every reference of the grant, and tells the client without
+// waiting for it: whoever revokes has others to cut.
 func (r *remote) closeGrant(g ids.GrantID, code frame.Code) int {
 	n := 0
+	var withdraws []byte
 	for _, t := range r.tunnelsOf(g) {
 		n += r.closeTunnel(t.ref, code)
-		r.broadcast(frame.AppendWithdraw(nil, uint64(t.ref), code))
+		withdraws = frame.AppendWithdraw(withdraws, uint64(t.ref), code)
+	}
+	if withdraws != nil {
+		r.s.tell(r, withdraws)
 	}
 	return n
 }
