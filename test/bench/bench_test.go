@@ -84,7 +84,7 @@ func (b *bench) paths() []path { return append([]path{b.raw, b.wg}, b.products..
 // run takes all samples, round by round, each round over all paths.
 func (b *bench) run() {
 	b.t.Helper()
-	for round := range rounds {
+	for round := range rounds() {
 		for _, dir := range []direction{down, up} {
 			for _, p := range b.paths() {
 				b.sample(round, p, dir)
@@ -139,7 +139,7 @@ func (b *bench) conditions() string {
 	}
 	var s strings.Builder
 	fmt.Fprintf(&s, "%s; MTU 1500; congestion control %s on both ends; windows of %v, median of %d rounds, interleaved; load average %s\n",
-		wireMode, congestion, window, rounds, machineLoad())
+		wireMode, congestion, window, rounds(), machineLoad())
 	for _, p := range b.paths() {
 		if len(p.pids) > 0 {
 			fmt.Fprintf(&s, "MB resident at the end, %s: %s\n", p.name, roles(b.memory[p.name]))

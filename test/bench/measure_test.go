@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/postern-zt/postern/test/netns"
@@ -18,8 +20,8 @@ const (
 	warmUp = time.Second
 	window = 3 * time.Second
 	// settle lets queues run dry between two samples.
-	settle = 300 * time.Millisecond
-	rounds = 3
+	settle        = 300 * time.Millisecond
+	defaultRounds = 3
 	// opens is how many connections are opened per path and round.
 	opens = 200
 )
@@ -138,6 +140,14 @@ func measureOpens(paths []path) (map[string][]time.Duration, error) {
 		}
 	}
 	return took, nil
+}
+
+// rounds is how often everything is measured; POSTERN_BENCH_ROUNDS=1 is for a quick look.
+func rounds() int {
+	if n, err := strconv.Atoi(os.Getenv("POSTERN_BENCH_ROUNDS")); err == nil && n > 0 {
+		return n
+	}
+	return defaultRounds
 }
 
 func wait(ctx context.Context, d time.Duration) error {

@@ -56,6 +56,8 @@ func newNetwork(t *testing.T, laptops ...string) *network {
 // cable joins h to the router and pins congestion control on both ends.
 func (n *network) cable(t *testing.T, h *netns.Host, router, own netip.Prefix) {
 	t.Helper()
+	pinLocal(h, "lo", "127.0.0.0/8", "127.0.0.1")
+	pinLocal(h, "lo", "127.0.0.1", "127.0.0.1")
 	at, end := n.Connect(n.relay, []netip.Prefix{router}, h, []netip.Prefix{own})
 	for host, iface := range map[*netns.Host]string{n.relay: at, h: end} {
 		if os.Getenv("POSTERN_BENCH_PLAIN") != "" {
@@ -68,9 +70,6 @@ func (n *network) cable(t *testing.T, h *netns.Host, router, own netip.Prefix) {
 	pinRoute(n.relay, at, router)
 	pinRoute(h, end, own)
 	h.IP("route", "add", "default", "via", router.Addr().String(), "congctl", congestion)
-	// Connections of the machine to itself: the connector's to an app beside it.
-	h.IP("route", "replace", "local", own.Addr().String(), "dev", end, "proto", "kernel", "scope", "host",
-		"src", own.Addr().String(), "table", "local", "congctl", congestion)
 }
 
 // pinRoute replaces the route that came with an address by the same one with congestion
@@ -79,6 +78,13 @@ func pinRoute(h *netns.Host, iface string, p netip.Prefix) {
 	net := p.Masked().String()
 	h.IP("route", "del", net, "dev", iface)
 	h.IP("route", "add", net, "dev", iface, "proto", "kernel", "scope", "link", "src", p.Addr().String(), "congctl", congestion)
+	pinLocal(h, iface, p.Addr().String(), p.Addr().String())
+}
+
+// pinLocal is pinRoute for connections of a machine to itself: a connector's to an app
+// beside it, a program's to a proxy.
+func pinLocal(h *netns.Host, iface, net, addr string) {
+	h.IP("route", "replace", "local", net, "dev", iface, "proto", "kernel", "scope", "host", "src", addr, "table", "local", "congctl", congestion)
 }
 
 // blockUDP lets no datagram of h to the relay out, as some networks do.

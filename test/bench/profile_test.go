@@ -4,11 +4,10 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"testing"
-
-	"fmt"
 
 	"golang.org/x/sys/unix"
 )
