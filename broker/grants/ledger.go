@@ -81,6 +81,8 @@ type Ledger struct {
 	// revs are the revocations that are kept, in ascending sequence.
 	revs []*Revocation
 	last uint64 // highest sequence given
+	// loaded is what last was after Load, without what connectors said.
+	loaded uint64
 	// pruned is the highest sequence that was forgotten.
 	pruned uint64
 	// issued is the latest Issued that was given.
@@ -122,7 +124,8 @@ func (l *Ledger) Load(ctx context.Context, epoch uint64, now time.Time) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.epoch, l.last = epoch, max(l.last, last, clockSequence(now))
+	l.epoch, l.loaded = epoch, max(last, clockSequence(now))
+	l.last = max(l.last, l.loaded)
 	l.mergeLocked(revs)
 	for i := range live {
 		l.addLocked(&live[i])

@@ -12,8 +12,8 @@ const (
 	// maxListed is how many revocations one statement carries: 700 of at most 90 bytes fit
 	// into an envelope of 64 KiB.
 	maxListed = 700
-	// maxRaise bounds how far ahead of ours a connector's sequence may be. Sequences follow
-	// the clock, so this is a quarter of an hour by which a clock went back.
+	// maxRaise bounds how far ahead of the clock a connector may raise our sequence.
+	// Sequences follow the clock, so this is a quarter of an hour by which it went back.
 	maxRaise = 1 << 20
 )
 
@@ -35,14 +35,16 @@ type Applied struct {
 
 // Attach begins the statements to a connector anew from what it holds. If it knows a higher
 // sequence than the ledger, because a clock went back over a restart, the ledger goes on from
-// there: a connector refuses lower numbers.
+// there: a connector refuses lower numbers. The bound is to the clock and not to the ledger's
+// last, or one malicious connector could raise it step by step, and after a restart the
+// other connectors would refuse every statement.
 func (l *Ledger) Attach(id ids.ConnectorID, a Applied) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if a.Epoch != l.epoch {
 		a = Applied{}
 	}
-	if a.Revoked > l.last && a.Revoked-l.last <= maxRaise {
+	if a.Revoked > l.last && a.Revoked <= max(l.loaded, clockSequence(l.cfg.Now()))+maxRaise {
 		l.last = a.Revoked
 	}
 	sequence := max(a.Statement, l.peerLocked(id).sequence)
