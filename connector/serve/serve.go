@@ -235,11 +235,13 @@ func (s *Server) attach(ctx context.Context, w *worker, at *controlv1.RelayInfo)
 // process that knows nothing of the UDP binding.
 func (s *Server) stand(ctx context.Context, w *worker, id ids.RelayID, cfg attach.Config, bound *atomic.Pointer[attach.Binding]) {
 	s.states.down(id, TCP, errAttaching)
+	again := false
 	cfg.OnAttached = func() {
 		s.states.up(id, TCP)
-		if b := bound.Load(); b != nil {
+		if b := bound.Load(); again && b != nil {
 			b.Rebind()
 		}
+		again = true
 	}
 	tickets := func(context.Context) (attach.Ticket, error) {
 		t, err := s.ticket(w)

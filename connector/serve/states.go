@@ -39,13 +39,19 @@ type stateKey struct {
 type states struct {
 	mu sync.Mutex // guards the fields below
 	m  map[stateKey]State
-	// rebinding is when a standing binding asked for its ticket, having been lost. It does
-	// not say when it stands again: it does if it has not asked once more.
-	rebinding map[stateKey]time.Time
+	// rebinding is what a binding that stood has asked for since; guarded by mu.
+	rebinding map[stateKey]rebind
+}
+
+// rebind is a binding that asked for its ticket again, because it was lost or told to. It
+// does not say when it stands: it does unless it asks once more soon after.
+type rebind struct {
+	asked  time.Time
+	failed bool
 }
 
 func newStates() *states {
-	return &states{m: make(map[stateKey]State), rebinding: make(map[stateKey]time.Time)}
+	return &states{m: make(map[stateKey]State), rebinding: make(map[stateKey]rebind)}
 }
 
 func (s *states) up(id ids.RelayID, transport string) {
@@ -99,7 +105,8 @@ func (s *states) asked(id ids.RelayID, transport string) {
 	defer s.mu.Unlock()
 	key := stateKey{id, transport}
 	if s.m[key].Up {
-		s.rebinding[key] = time.Now()
+		now := time.Now()
+		s.rebinding[key] = rebind{asked: now, failed: now.Sub(s.rebinding[key].asked) < rebindTime}
 	}
 }
 
@@ -117,8 +124,8 @@ func (s *states) list(now time.Time) []State {
 	defer s.mu.Unlock()
 	out := make([]State, 0, len(s.m))
 	for key, st := range s.m {
-		if at, ok := s.rebinding[key]; ok && now.Sub(at) < rebindTime {
-			st.Up, st.Since, st.Problem = false, at, "the relay lost the binding, asking again"
+		if r := s.rebinding[key]; r.failed && now.Sub(r.asked) < rebindTime {
+			st.Up, st.Since, st.Problem = false, r.asked, "the relay does not answer over UDP"
 		}
 		out = append(out, st)
 	}

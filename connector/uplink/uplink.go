@@ -34,6 +34,8 @@ const (
 	callTimeout = 3 * time.Second
 	// silence ends a stream on which nothing came: statements come every 15 s.
 	silence = 50 * time.Second
+	// streamLife renews the stream, which brings fresh relay tickets: they live 48 h.
+	streamLife = 12 * time.Hour
 	// Clock differences: up to warnOffset nothing, up to maxOffset a warning.
 	warnOffset = 2 * time.Second
 	maxOffset  = 5 * time.Minute
@@ -43,6 +45,9 @@ const (
 
 // ErrClock says that the two clocks are too far apart to work.
 var ErrClock = errors.New("the clock of this machine is more than 5 minutes off the broker's; set it")
+
+// errRenew ends a stream to begin it anew.
+var errRenew = errors.New("time for fresh tickets")
 
 // Sink takes what the broker pushes. An error of Statement that is guard.ErrGap makes the
 // uplink ask for everything; any other error drops the message, which denies.
@@ -116,6 +121,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 		if time.Since(began) > retryMax {
 			retry = retryMin
 		}
+		if errors.Is(err, errRenew) {
+			continue
+		}
 		u.down(ctx, err)
 		if wait == 0 {
 			wait, retry = spread(retry), min(2*retry, retryMax)
@@ -141,6 +149,8 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 	defer cancel(nil)
 	idle := time.AfterFunc(silence, func() { cancel(errors.New("nothing heard from the broker")) })
 	defer idle.Stop()
+	renew := time.AfterFunc(spread(streamLife), func() { cancel(errRenew) })
+	defer renew.Stop()
 	held := u.cfg.Sink.Holds()
 	stream, err := u.client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{
 		Version: u.cfg.Version, Epoch: held.Epoch, Sequence: held.Sequence, Revoked: held.Revoked,
