@@ -145,7 +145,7 @@ func certificate(e *Env, broker control.Broker) (*tls.Certificate, error) {
 			return cert, err
 		}
 	}
-	return nil, refused("this device has not signed in at the broker at %s; run `postern up URL` first", broker.Address)
+	return nil, refused("this device has not signed in at the broker at %s; run `postern up URL` first (if the daemon signed in, its key is root's: run this as root)", broker.Address)
 }
 
 func stateDirs(e *Env) []string {

@@ -36,6 +36,14 @@ func (r *policyRevisionsCmd) Run(ctx context.Context, c *Conn) error {
 // short is enough of a hash to compare two.
 func short(hash string) string { return hash[:min(len(hash), 12)] }
 
+// number is empty for nothing.
+func number(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
 type revisionRef struct {
 	Number uint64 `arg:"" help:"Number of the revision."`
 }
@@ -95,6 +103,6 @@ func (c *Conn) decision(d *adminv1.Decision) error {
 	return c.print.show(d, func(w io.Writer) {
 		pairs(w, "decision", d.Verdict, "because", either(d.Reason, strings.Join(d.ReasonCodes, ", ")), "would help", d.Remedy,
 			"person", d.User, "device", d.Device, "app", d.App, "rules", strings.Join(d.Rules, ", "),
-			"policy revision", fmt.Sprint(d.Revision), "receipt", d.Receipt, "time", at(d.TimeMs))
+			"policy revision", number(d.Revision), "receipt", d.Receipt, "time", at(d.TimeMs))
 	})
 }

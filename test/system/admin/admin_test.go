@@ -4,11 +4,15 @@
 //
 // Commands of the scripts:
 //
-//	broker start DIR    run a broker with the data directory DIR; admin commands go to it
+//	broker start DIR    run a broker with the data directory DIR; admin commands go to it,
+//	                    $BROKER is its URL
 //	broker stop         end it and wait until it has ended
 //	exits N PROG ARG... run a program that must end with exit code N
 //	keep REGEXP NAME    set the variable NAME to the first group found in the last output
 //	as-nobody N PROG... exits, as another user; skipped without root
+//	accept LINK         redeem an invitation in a browser
+//	sign-in LOGIN DIR   run postern up for a device with the state directory DIR, and the
+//	                    browser of LOGIN
 package admin
 
 import (
@@ -17,6 +21,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,9 +81,13 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"broker": brokerCmd, "exits": exits, "keep": keep, "as-nobody": asNobody,
+			"accept": accept, "sign-in": signIn,
 		},
 	})
 }
+
+// brokerURL is what a broker prints first.
+var brokerURL = regexp.MustCompile(`https://127\.0\.0\.1:[0-9]+/#pin=[0-9a-f]{64}`)
 
 // brokerKey finds the broker of a script.
 const brokerKey = "broker"
@@ -107,9 +116,8 @@ func brokerCmd(ts *testscript.TestScript, neg bool, args []string) {
 func (p *process) start(ts *testscript.TestScript, dir string) {
 	socket := filepath.Join(dir, "admin.sock")
 	ts.Setenv("POSTERN_ADMIN_SOCKET", socket)
-	path, err := exec.LookPath(filepath.Join(strings.Split(ts.Getenv("PATH"), string(os.PathListSeparator))[0], "postern-broker"))
-	ts.Check(err)
-	cmd := exec.Command(path, "run", "--data-dir", dir, "--listen", "127.0.0.1:0", "--url", "https://127.0.0.1:8443")
+	addr := freeAddress(ts)
+	cmd := exec.Command(program(ts, "postern-broker"), "run", "--data-dir", dir, "--listen", addr, "--url", "https://"+addr)
 	cmd.Env = append(os.Environ(), "POSTERN_BROKER_HEALTH=off", "HOME="+ts.Getenv("HOME"))
 	logs, err := os.OpenFile(filepath.Join(ts.Getenv("WORK"), "broker.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	ts.Check(err)
@@ -119,10 +127,21 @@ func (p *process) start(ts *testscript.TestScript, dir string) {
 	p.cmd, p.done = cmd, make(chan error, 1)
 	go func(done chan<- error) { done <- cmd.Wait() }(p.done)
 	ts.Defer(func() { _ = p.stop() })
-	if err := p.await(socket); err != nil {
-		text, _ := os.ReadFile(logs.Name())
+	err = p.await(socket)
+	text, _ := os.ReadFile(logs.Name())
+	found := brokerURL.FindAllString(string(text), -1)
+	if err != nil || len(found) == 0 {
 		ts.Fatalf("broker: %v\n%s", err, text)
 	}
+	ts.Setenv("BROKER", found[len(found)-1])
+}
+
+// freeAddress is one that nobody used a moment ago.
+func freeAddress(ts *testscript.TestScript) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // await returns when the socket answers or the broker has ended.
