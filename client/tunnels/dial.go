@@ -80,7 +80,7 @@ func (t *Tunnels) dialers(c *connector) ([]link.Dialer, error) {
 	var out []link.Dialer
 	for _, w := range ways(t.cfg.TLSOnly) {
 		out = append(out, link.Dialer{Name: w.name, Kind: w.kind, Dial: func(ctx context.Context) (carrier.Carrier, error) {
-			return t.dial(ctx, c, w, config)
+			return t.reach(ctx, c, w, config)
 		}})
 	}
 	return out, nil

@@ -14,6 +14,7 @@ package tunnels
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"slices"
@@ -23,6 +24,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/postern-zt/postern/client/session"
+	"github.com/postern-zt/postern/netstack/carrier"
 	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/netstack/flow"
 	"github.com/postern-zt/postern/netstack/link"
@@ -78,6 +80,8 @@ type Tunnels struct {
 	chooser  *link.Chooser
 	instance frame.InstanceID
 	ready    chan struct{} // closed when Run begins
+	// reach makes carriers; tests replace it.
+	reach func(ctx context.Context, c *connector, w way, config *tls.Config) (carrier.Carrier, error)
 
 	work sync.WaitGroup // everything that Run waits for
 
@@ -102,11 +106,13 @@ func New(cfg Config) (*Tunnels, error) {
 	if cfg.OnDenied == nil {
 		cfg.OnDenied = func(string, *controlv1.Receipt) {}
 	}
-	return &Tunnels{
+	t := &Tunnels{
 		cfg: cfg, log: cfg.Log.With("component", "tunnels"), memory: flow.NewMemory(0), chooser: link.NewChooser(),
 		instance: frame.NewInstanceID(), ready: make(chan struct{}),
 		asking: map[string]*call[*session.Grant]{}, connectors: map[ids.ConnectorID]*connector{},
-	}, nil
+	}
+	t.reach = t.dial
+	return t, nil
 }
 
 // Run keeps links and calls going until ctx ends; then every flow is reset.
