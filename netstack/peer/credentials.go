@@ -29,7 +29,9 @@ type Credentials struct {
 
 	mu      sync.Mutex // guards the fields below
 	current *tls.Certificate
-	renewAt time.Time
+	// madeAt and renewAt bound the time in which current is shown: a clock that was set
+	// back since has made a certificate that nobody accepts yet.
+	madeAt, renewAt time.Time
 }
 
 // CredentialsConfig makes Credentials.
@@ -76,14 +78,14 @@ func (c *Credentials) Certificate() (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	if c.current != nil && now.Before(c.renewAt) {
+	if c.current != nil && now.Before(c.renewAt) && now.Add(Tolerance/2).After(c.madeAt) {
 		return c.current, nil
 	}
 	cert, err := newCertificate(c.identity, c.endorsement, now, c.validity)
 	if err != nil {
 		return nil, err
 	}
-	c.current, c.renewAt = cert, now.Add(c.validity/2)
+	c.current, c.madeAt, c.renewAt = cert, now, now.Add(c.validity/2)
 	return cert, nil
 }
 

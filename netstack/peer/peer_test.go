@@ -253,3 +253,23 @@ func TestLinkCertificateIsRenewed(t *testing.T) {
 		}
 	})
 }
+
+// TestClockSetBackRenews: a certificate made by a clock that was ahead is good for nobody
+// until its time comes, so it is not kept.
+func TestClockSetBackRenews(t *testing.T) {
+	ahead := time.Hour
+	c := credentials(t, peer.CredentialsConfig{Now: func() time.Time { return time.Now().Add(ahead) }})
+	first, err := c.Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead -= time.Second
+	if again, _ := c.Certificate(); again != first {
+		t.Error("renewed for a second")
+	}
+	ahead = 0
+	again, err := c.Certificate()
+	if err != nil || again == first {
+		t.Errorf("kept from the future: %v", err)
+	}
+}
