@@ -75,6 +75,14 @@ type shown struct {
 	fields url.Values
 }
 
+func newShown(at string) *shown {
+	u, err := url.Parse(at)
+	if err != nil {
+		u = &url.URL{} // its form then leads nowhere
+	}
+	return &shown{url: u, fields: url.Values{}}
+}
+
 // submitAt opens the page at link, fills in its form and sends it.
 func (b *browser) submitAt(ctx context.Context, link string, values map[string]string) (*shown, error) {
 	page, err := b.open(ctx, link)
@@ -122,7 +130,7 @@ func (b *browser) do(req *http.Request) (*shown, error) {
 	if err != nil {
 		return nil, fmt.Errorf("page %s: %w", req.URL.Path, err)
 	}
-	p := &shown{url: resp.Request.URL, fields: url.Values{}}
+	p := newShown(resp.Request.URL.String())
 	p.read(root)
 	p.text = strings.Join(strings.Fields(p.text), " ")
 	if resp.StatusCode != http.StatusOK {

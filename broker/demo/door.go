@@ -3,7 +3,6 @@ package demo
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -21,6 +20,9 @@ type door interface {
 	// shell is a command of ann's as a person types it.
 	shell(line string) string
 }
+
+// daemonSocket is where the daemon of the laptop answers, below the demo's directory.
+const daemonSocket = "posternd.sock"
 
 // What the client prints.
 var (
@@ -121,8 +123,32 @@ type tunnelDoor struct{ *demo }
 
 var _ door = (*tunnelDoor)(nil)
 
-func (t *tunnelDoor) signIn(context.Context) (string, error) {
-	return "", errors.ErrUnsupported
+// signIn starts the daemon, and `postern up` as ann types it.
+func (t *tunnelDoor) signIn(ctx context.Context) (string, error) {
+	socket := filepath.Join(t.dir, daemonSocket)
+	daemon, err := t.start(ctx, spec{on: laptop, name: "posternd", args: []string{"run"}, env: []string{
+		"POSTERN_CLIENT_STATE_DIR=" + filepath.Join(t.dir, "laptop"), "POSTERN_CLIENT_SOCKET=" + socket,
+		"POSTERN_CLIENT_DNS_BUS=none", "POSTERN_CLIENT_LOG_LEVEL=warn",
+	}})
+	if err != nil {
+		return "", err
+	}
+	if err := until(ctx, "the daemon does not serve its socket", func() (bool, error) { return daemon.serves(socket) }); err != nil {
+		return "", err
+	}
+	up, err := t.start(ctx, spec{on: laptop, name: "postern", args: []string{"up", t.url}})
+	if err != nil {
+		return "", err
+	}
+	page, err := up.awaitIn(ctx, up.err, startPage)
+	if err != nil {
+		return "", err
+	}
+	if err := t.fillIn(ctx, page); err != nil {
+		return "", err
+	}
+	said, err := up.finish(ctx)
+	return "$ postern up " + t.url + "\n" + strings.TrimSpace(said), err
 }
 
 func (t *tunnelDoor) curlArgs() []string { return nil }

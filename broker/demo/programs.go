@@ -89,7 +89,7 @@ func (d *demo) environ(on machine) []string {
 // settings lead the commands to the demo's programs instead of the machine's.
 func (d *demo) settings() []string {
 	return []string{
-		"POSTERN_STATE=" + filepath.Join(d.dir, "client"), "POSTERN_SOCKET=" + filepath.Join(d.dir, "posternd.sock"),
+		"POSTERN_STATE=" + filepath.Join(d.dir, "client"), "POSTERN_SOCKET=" + filepath.Join(d.dir, daemonSocket),
 		"POSTERN_ADMIN_SOCKET=" + filepath.Join(d.dir, "broker", "admin.sock"),
 	}
 }
@@ -117,6 +117,31 @@ func (p *program) awaitIn(ctx context.Context, t *terminal, what *regexp.Regexp)
 			return "", fmt.Errorf("%s did not print %s: %w", filepath.Base(p.spec.name), what, context.Cause(ctx))
 		}
 	}
+}
+
+// serves reports whether the program, which must not have ended, has made its socket.
+func (p *program) serves(socket string) (bool, error) {
+	select {
+	case <-p.done:
+		return false, fmt.Errorf("%s ended: %v", filepath.Base(p.spec.name), p.cmd.ProcessState)
+	default:
+	}
+	_, err := os.Stat(socket)
+	return err == nil, nil
+}
+
+// finish waits until the program has ended well and returns what it printed.
+func (p *program) finish(ctx context.Context) (string, error) {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return "", fmt.Errorf("%s does not end: %w", filepath.Base(p.spec.name), context.Cause(ctx))
+	}
+	text, _ := p.out.look()
+	if !p.cmd.ProcessState.Success() {
+		return text, fmt.Errorf("%s: %v", filepath.Base(p.spec.name), p.cmd.ProcessState)
+	}
+	return text, nil
 }
 
 // stop asks the program to end and waits; when ctx ends it is killed.

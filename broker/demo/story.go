@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/postern-zt/postern/broker/demo/apps"
@@ -22,6 +24,12 @@ const (
 	password      = "only-for-this-demo-4711"
 	wikiURL       = "http://wiki." + suffix + "/"
 	payrollURL    = "http://payroll." + suffix + "/"
+)
+
+// Exit codes of curl for a refused connection, without and with a proxy.
+const (
+	curlRefused      = 7
+	curlProxyRefused = 97
 )
 
 // What the programs print and a person would copy.
@@ -160,21 +168,31 @@ func (d *demo) openWiki(ctx context.Context) (string, error) {
 
 // refusePayroll holds when the program is refused and the reason is known.
 func (d *demo) refusePayroll(ctx context.Context) (string, error) {
-	if got, err := d.curl(ctx, payrollURL); err == nil {
-		return "", fmt.Errorf("payroll answered: %.200q", got)
+	if err := d.refused(ctx, payrollURL); err != nil {
+		return "", err
 	}
 	r, err := d.why(ctx, "payroll")
 	if err != nil {
 		return "", err
 	}
-	return "$ " + d.door.command(payrollURL) + "\n$ postern why\n" + strings.TrimSpace(r.Text) + "\nreceipt " + r.Receipt + ", the same in the admin's records", nil
+	return "$ " + d.door.command(payrollURL) + "\n$ postern why\n" + strings.TrimSpace(r.Text) +
+		"\nreceipt " + r.Receipt + ", the same in the admin's records", nil
 }
 
-func (d *demo) refuseWiki(ctx context.Context) (string, error) {
-	if got, err := d.curl(ctx, wikiURL); err == nil {
-		return "", fmt.Errorf("the wiki still answers: %.200q", got)
+func (d *demo) refuseWiki(ctx context.Context) (string, error) { return "", d.refused(ctx, wikiURL) }
+
+// refused holds when curl says that the connection was refused: no answer, no other
+// failure, and no silence.
+func (d *demo) refused(ctx context.Context, url string) error {
+	got, err := d.curl(ctx, url)
+	if err == nil {
+		return fmt.Errorf("it answered: %.200q", got)
 	}
-	return "", nil
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != curlRefused && exit.ExitCode() != curlProxyRefused {
+		return fmt.Errorf("curl was not refused: %w", err)
+	}
+	return nil
 }
 
 func (d *demo) verifyAudit(ctx context.Context) (string, error) {
@@ -230,18 +248,10 @@ func (d *demo) sayWhatToTry() {
 	_ = printIndented(d.cfg.Out, strings.Join(lines, "\n")) // the terminal may be gone
 }
 
-// environWithout drops variables by name.
+// environWithout drops variables by name, and all that would configure our programs.
 func environWithout(environ []string, names ...string) []string {
-	out := make([]string, 0, len(environ))
-	for _, kv := range environ {
+	return slices.DeleteFunc(slices.Clone(environ), func(kv string) bool {
 		name, _, _ := strings.Cut(kv, "=")
-		keep := true
-		for _, n := range names {
-			keep = keep && n != name
-		}
-		if keep {
-			out = append(out, kv)
-		}
-	}
-	return out
+		return strings.HasPrefix(name, "POSTERN_") || slices.Contains(names, name)
+	})
 }
