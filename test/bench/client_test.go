@@ -5,6 +5,8 @@ package bench
 import (
 	"context"
 	"fmt"
+	"net/netip"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -32,7 +34,51 @@ type client struct {
 // startClients starts a client on each laptop.
 func (p *product) startClients(t *testing.T) []path {
 	t.Helper()
-	return []path{p.startProxy(t, laptopTLS), p.startProxy(t, laptopQUIC)}
+	return []path{p.startDaemon(t, laptopTLS), p.startDaemon(t, laptopQUIC)}
+}
+
+// startDaemon starts a client with a tunnel interface and signs the person in.
+func (p *product) startDaemon(t *testing.T, carrier string) path {
+	t.Helper()
+	h := p.net.laptops[carrier]
+	state := filepath.Join(p.dir, "laptop-"+carrier)
+	must(t, os.Mkdir(state, 0o700))
+	resolv := filepath.Join(state, "resolv.conf") // a file of the bench's own
+	must(t, os.WriteFile(resolv, []byte("nameserver 127.0.0.1\n"), 0o644))
+	socket := filepath.Join(state, "run", "local.sock")
+	daemon := launch(t, h, []string{
+		"POSTERN_CLIENT_STATE_DIR=" + state, "POSTERN_CLIENT_SOCKET=" + socket, "POSTERN_CLIENT_RESOLV_CONF=" + resolv,
+		"POSTERN_CLIENT_DNS_BUS=none", "POSTERN_CLIENT_LOG_LEVEL=warn",
+	}, "", p.bin.daemon, "run")
+	netns.Wait(t, patience, "the daemon serves "+socket, func() bool { return exists(socket) })
+	cli := launch(t, h, []string{"HOME=" + state, "POSTERN_SOCKET=" + socket}, "", p.bin.cli, "up", "--device-code", p.url)
+	p.confirm(t, cli)
+	c := p.newClient(t, socket, carrier)
+	return path{
+		name: carrier + "/tun-relay", host: h, addr: netip.AddrPortFrom(c.appAddr(t), appPort),
+		pids: p.pids(daemon), check: c.check, via: carrier,
+	}
+}
+
+// appAddr is the address that programs of this laptop have for the app.
+func (c *client) appAddr(t *testing.T) netip.Addr {
+	t.Helper()
+	var addr netip.Addr
+	netns.Wait(t, patience, "the app has an address", func() bool {
+		resp, err := c.api.Apps(t.Context(), connect.NewRequest(&localv1.AppsRequest{}))
+		if err != nil {
+			return false
+		}
+		for _, a := range resp.Msg.Apps {
+			for _, text := range a.Addresses {
+				if got, err := netip.ParseAddr(text); err == nil && got.Is4() {
+					addr = got
+				}
+			}
+		}
+		return addr.IsValid()
+	})
+	return addr
 }
 
 // startProxy starts a client without root's interface: programs come through SOCKS.

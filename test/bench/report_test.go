@@ -34,6 +34,8 @@ type goal struct {
 	gate, target float64
 	// most says that the ratio is to stay below instead of above.
 	most bool
+	// added is how much more than the reference the value may be; it is only shown.
+	added float64
 }
 
 func newRow(name string, value float64, unit string, reference float64, g goal) row {
@@ -68,13 +70,19 @@ func (r row) verdict() string {
 		if bar.at == 0 {
 			continue
 		}
-		word := "MISSED"
-		if r.goal.reaches(r.Ratio, bar.at) {
-			word = "ok"
-		}
-		words = append(words, fmt.Sprintf("%s %.2f %s", bar.name, bar.at, word))
+		words = append(words, fmt.Sprintf("%s %.2f %s", bar.name, bar.at, okOrMissed(r.goal.reaches(r.Ratio, bar.at))))
+	}
+	if added := r.Value - r.Reference; r.goal.added > 0 {
+		words = append(words, fmt.Sprintf("adds %.0f, target %.0f %s", added, r.goal.added, okOrMissed(added <= r.goal.added)))
 	}
 	return strings.Join(words, ", ")
+}
+
+func okOrMissed(ok bool) string {
+	if ok {
+		return "ok"
+	}
+	return "MISSED"
 }
 
 // table prints rows for people.
