@@ -49,6 +49,10 @@ const (
 	heartbeatEvery = 30 * time.Second
 	// maxMessage bounds one request: a batch of audit records is the largest.
 	maxMessage = 8 << 20
+	// maxStranger bounds a request of whoever has no certificate of ours, an enrolment;
+	// maxMember one of a device or relay.
+	maxStranger = 128 << 10
+	maxMember   = 2 << 20
 	// sessionMaxAge ends a session whatever the apps ask for.
 	sessionMaxAge = 7 * 24 * time.Hour
 )
@@ -141,6 +145,7 @@ func (a *API) Handler(ownerPrefix string, owner func(user ids.UserID, w http.Res
 	mux.Handle(controlv1connect.NewConnectorServiceHandler(connectorService{a}, opts))
 	mux.Handle(controlv1connect.NewRelayServiceHandler(relayService{a}, opts))
 	return withCaller(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.bound(w, r)
 		if ownerPrefix == "" || !strings.HasPrefix(r.URL.Path, ownerPrefix) {
 			mux.ServeHTTP(w, r)
 			return
@@ -152,6 +157,21 @@ func (a *API) Handler(ownerPrefix string, owner func(user ids.UserID, w http.Res
 		}
 		owner(user, w, r)
 	}))
+}
+
+// bound limits what is read of a request before anybody has looked at its certificate:
+// messages are taken into memory whole, and a stranger may send many at once.
+func (a *API) bound(w http.ResponseWriter, r *http.Request) {
+	limit := int64(maxStranger)
+	if c := callerOf(r.Context()); c.cert != nil {
+		if sub, err := a.cfg.CA.Verify(c.cert, 0); err == nil {
+			limit = maxMember
+			if sub.Kind == keys.Connector {
+				limit = maxMessage
+			}
+		}
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, limit)
 }
 
 // owner returns the owner who is signed in on the calling device.

@@ -13,6 +13,8 @@ import (
 const (
 	// idleTimeout ends a control connection without any stream.
 	idleTimeout = 5 * time.Minute
+	// requestTimeout bounds the time in which the body of a call arrives, not the call.
+	requestTimeout = 30 * time.Second
 	// maxStreams bounds the calls of one connection.
 	maxStreams = 64
 )
@@ -35,7 +37,7 @@ func NewServer(handler http.Handler) *Server {
 		PingTimeout:          pingTimeout,
 		WriteByteTimeout:     pingTimeout,
 	}
-	s.base = http.Server{MaxHeaderBytes: 32 << 10}
+	s.base = http.Server{MaxHeaderBytes: 32 << 10, ReadTimeout: requestTimeout}
 	return s
 }
 
