@@ -18,6 +18,8 @@ import (
 const (
 	maxShip      = 1000
 	maxHealthApp = 4096
+	// maxHealth bounds a stored report: every decision reads the rows of all connectors.
+	maxHealth = 256 << 10
 )
 
 type connectorService struct{ *API }
@@ -163,6 +165,9 @@ func (s connectorService) Health(ctx context.Context, req *connect.Request[contr
 	health, err := json.Marshal(req.Msg)
 	if err != nil {
 		return nil, err
+	}
+	if len(health) > maxHealth {
+		return nil, badRequest("a report has at most %d bytes", maxHealth)
 	}
 	err = s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, req.Msg.Version, registry.ConnectorReport{Health: health}, s.cfg.Now())
 	return connect.NewResponse(&controlv1.HealthResponse{TimeMs: s.cfg.Now().UnixMilli()}), err
