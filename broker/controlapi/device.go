@@ -151,11 +151,14 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 	}
 	app, ok := s.findApp(req.Msg.AppId, req.Msg.AppName)
 	if !ok {
-		return nil, connect.NewError(connect.CodeNotFound, errors.New("no app with this name"))
+		return nil, errNoApp()
 	}
 	ans, err := s.cfg.Authorize.Authorize(ctx, authorize.Request{Session: ses, App: app, Source: callerOf(ctx).addr})
 	if err != nil {
 		return nil, err
+	}
+	if !visible(app, ans.Record) {
+		return nil, errNoApp() // the refusal is recorded; the app must not show by it
 	}
 	if err := s.cfg.Sessions.Touch(ctx, ses.ID, s.cfg.Now()); err != nil {
 		s.log.WarnContext(ctx, "activity not noted", "session", ses.ID, "error", err)
@@ -166,6 +169,10 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 	}
 	return connect.NewResponse(resp), nil
 }
+
+// errNoApp is the answer for an app that does not exist and for one that the user may not
+// know of.
+func errNoApp() error { return connect.NewError(connect.CodeNotFound, errors.New("no app with this name")) }
 
 func (a *API) findApp(id, name string) (*catalog.App, bool) {
 	snap := a.cfg.Catalog.Current()
