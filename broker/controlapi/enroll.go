@@ -14,6 +14,7 @@ import (
 	"github.com/postern-zt/postern/broker/audit"
 	"github.com/postern-zt/postern/broker/catalog"
 	"github.com/postern-zt/postern/broker/enroll"
+	"github.com/postern-zt/postern/broker/grants"
 	"github.com/postern-zt/postern/broker/identity"
 	"github.com/postern-zt/postern/broker/keys"
 	"github.com/postern-zt/postern/broker/registry"
@@ -103,9 +104,17 @@ func (a *API) renewed(der []byte, note func(serial string, end time.Time) error)
 	return note(cert.SerialNumber.Text(16), cert.NotAfter)
 }
 
-// signIn opens a session for somebody who has just proved who they are.
+// signIn opens a session for somebody who has just proved who they are. A device acts for
+// one person: whoever was signed in on it before, also somebody else, is signed out.
 func (a *API) signIn(ctx context.Context, who identity.Identity, d registry.Device) (*controlv1.Session, error) {
 	now := a.cfg.Now()
+	replaced, err := a.cfg.Sessions.EndDevice(ctx, d.ID, session.CauseReplaced, now)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range replaced {
+		a.GrantsEndedBy(a.cfg.Authorize.Revoke(grants.Session(id), grants.CauseSessionEnded, ""))
+	}
 	ses, _, err := a.cfg.Sessions.Create(ctx, session.Session{
 		User: who.User, Device: d.ID, DeviceKey: d.Identity.Key, ACR: who.ACR, AMR: who.AMR, AuthTime: who.AuthTime,
 		MaxAge: sessionMaxAge, Source: callerOf(ctx).addr.String(),

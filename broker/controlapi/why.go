@@ -10,6 +10,7 @@ import (
 	"github.com/postern-zt/postern/broker/catalog"
 	"github.com/postern-zt/postern/broker/policy"
 	"github.com/postern-zt/postern/broker/registry"
+	"github.com/postern-zt/postern/broker/session"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/ids"
 )
@@ -45,9 +46,15 @@ func (s deviceService) Why(ctx context.Context, req *connect.Request[controlv1.W
 	return connect.NewResponse(&controlv1.WhyResponse{Known: true, Receipt: s.receipt(view, app.Name), Text: s.text(view)}), nil
 }
 
-// whyReceipt shows a recorded decision to the device that it was made for.
+// whyReceipt shows a recorded decision to the device and, once somebody else uses it, not
+// beyond the person that it was made for.
 func (s deviceService) whyReceipt(ctx context.Context, d registry.Device, id ids.ReceiptID) (*connect.Response[controlv1.WhyResponse], error) {
 	rec, err := s.cfg.Decisions.Recorded(ctx, id)
+	if err == nil {
+		if ses, none := s.API.session(ctx, d); none == nil && ses.User != rec.User {
+			err = session.ErrNotFound
+		}
+	}
 	if err != nil || rec.Device != d.ID {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no receipt with this number for this device"))
 	}
