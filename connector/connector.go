@@ -41,6 +41,8 @@ type Config struct {
 	Version string
 	// Dialer opens connections to broker and relays: a proxy dialer where HTTPS_PROXY says so.
 	Dialer control.Dialer
+	// Socket is the local socket that answers `postern-connector status`; empty is none.
+	Socket string
 	// Drain is how long flows may go on after a stop; zero means 30 s.
 	Drain time.Duration
 	// Now reads both clocks; nil is clock.Now.
@@ -65,6 +67,7 @@ type Connector struct {
 	links    *link.Server
 	serve    *serve.Server
 	uplink   *uplink.Uplink
+	started  time.Time
 }
 
 // New reads the membership and builds the parts; it starts nothing.
@@ -79,7 +82,7 @@ func New(cfg Config) (*Connector, error) {
 	if cfg.Now == nil {
 		cfg.Now = clock.Now
 	}
-	c := &Connector{cfg: cfg, log: cfg.Log, joined: joined, watch: health.New(cfg.wall)}
+	c := &Connector{cfg: cfg, log: cfg.Log, joined: joined, watch: health.New(cfg.wall), started: time.Now()}
 	for _, step := range []func() error{c.openControl, c.openEnforcer, c.openLinks} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, c.close())
@@ -172,6 +175,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		daemon.Part{Name: "flow records", Run: still(c.shipFlows)},
 		daemon.Part{Name: "certificate", Run: c.keepCertificate},
 		daemon.Part{Name: "health", Run: c.reportHealth},
+		daemon.Part{Name: "status", Run: c.serveStatus},
 		daemon.Part{Name: "drain", Run: func(ctx context.Context) error { return c.drain(ctx, stop) }},
 	)
 	return errors.Join(err, c.close())
