@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"io"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"github.com/postern-zt/postern/connector"
 	"github.com/postern-zt/postern/connector/enroll"
 	"github.com/postern-zt/postern/netstack/carrier"
+	"github.com/postern-zt/postern/netstack/flow"
 	"github.com/postern-zt/postern/platform/clock"
 	"github.com/postern-zt/postern/proto/frame"
 )
@@ -89,7 +91,7 @@ func TestFaultClocks(t *testing.T) {
 				t.Errorf("the connector takes its clock to be %s off, it is %s", got, off)
 			}
 			for _, kind := range bothCarriers {
-				reachable(t, d, kind, wiki)
+				reachable(w, d, kind, wiki)
 			}
 		})
 	}
@@ -107,22 +109,37 @@ func TestFaultClocks(t *testing.T) {
 			}
 			c.set(0, 0)
 			s.await()
-			reachable(t, d, carrier.TLS, wiki)
+			reachable(w, d, carrier.TLS, wiki)
 		})
 	}
 }
 
-// reachable checks that bytes pass to the app and back over a link of their own.
-func reachable(t testing.TB, d *device, kind carrier.Kind, to *app) {
+// reachable checks that bytes pass to the app and back over a link of their own, which ends
+// with it: a device has one link to a connector at a time.
+func reachable(w *world, d *device, kind carrier.Kind, to *app) {
+	w.t.Helper()
+	w.run("reachable over "+string(kind), func(t *testing.T) {
+		resp := d.granted("wiki")
+		tn := d.link(resp.Connectors[0], kind)
+		f := tn.tcp(tn.accepted(resp.Grant), to.port())
+		defer f.Close()
+		echoes(t, f, "hello")
+	})
+}
+
+// echoes sends a line to an echo app and waits for it to come back whole.
+func echoes(t testing.TB, f *flow.Flow, line string) {
 	t.Helper()
-	resp := d.granted("wiki")
-	tn := d.link(resp.Connectors[0], kind)
-	f := tn.tcp(tn.accepted(resp.Grant), to.port())
-	defer f.Close()
 	if err := f.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	exchange(t, f, []byte("hello"))
+	if _, err := f.Write([]byte(line)); err != nil {
+		t.Fatalf("send: %v", err)
+	}
+	back := make([]byte, len(line))
+	if _, err := io.ReadFull(f, back); err != nil || string(back) != line {
+		t.Fatalf("%q came back, %v", back, err)
+	}
 }
 
 // TestFaultSuspend: a machine that slept through its lease serves nothing more, although its
@@ -135,17 +152,26 @@ func TestFaultSuspend(t *testing.T) {
 	tn, ref, g := d.open("wiki", carrier.TLS)
 	f := tn.tcp(ref, wiki.port())
 	defer f.Close()
-	exchange(t, f, []byte("before the lid is closed"))
+	echoes(t, f, "before the lid is closed")
 	s.net.set(true)
-	c.set(0, 2*time.Minute)
+	c.set(0, 2*time.Minute) // longer than the lease, shorter than the outage mode lets flows go on
+	if got := tn.tcpCode(ref, wiki.port()); got != frame.NotLive {
+		t.Errorf("a new flow after 2 minutes of sleep: %v, want %v", got, frame.NotLive)
+	}
+	echoes(t, f, "an open one goes on")
+	c.set(0, time.Hour)
 	if code, _ := tn.awaitClosed(ref); code != frame.LeaseEnded {
-		t.Errorf("after 2 minutes of sleep the micro-tunnel ended with %v", code)
+		t.Errorf("after an hour of sleep the micro-tunnel ended with %v", code)
 	}
 	wiki.awaitEnds(t, 1)
 	if _, err := tn.present(g.Grant); frame.CodeOf(err) != frame.NotLive {
 		t.Errorf("a grant after the sleep: %v, want %v", err, frame.NotLive)
 	}
+	c.set(0, 0) // the broker did not sleep for that hour, so its news would seem old
 	s.net.set(false)
 	s.await()
+	if wiki.hits() != 1 {
+		t.Errorf("the app saw %d connections, want 1", wiki.hits())
+	}
 	tn.tcp(tn.accepted(g.Grant), wiki.port()).Close()
 }
