@@ -1,18 +1,5 @@
-// Package admin runs scripts of `postern admin` and of the commands on the broker's host
-// with the real programs. Nothing imports it. Each script has a broker of its own, in its
-// own directory, on a free port of the loopback address.
-//
-// Commands of the scripts:
-//
-//	broker start DIR    run a broker with the data directory DIR; admin commands go to it,
-//	                    $BROKER is its URL
-//	broker stop         end it and wait until it has ended
-//	exits N PROG ARG... run a program that must end with exit code N
-//	keep REGEXP NAME    set the variable NAME to the first group found in the last output
-//	as-nobody N PROG... exits, as another user; skipped without root
-//	accept LINK         redeem an invitation in a browser
-//	sign-in LOGIN DIR   run postern up for a device with the state directory DIR, and the
-//	                    browser of LOGIN
+//go:build unix
+
 package admin
 
 import (
@@ -67,6 +54,17 @@ func programs(t *testing.T) string {
 	return dir
 }
 
+// TestScripts runs testdata. Commands of the scripts:
+//
+//	broker start DIR    run a broker with the data directory DIR; admin commands go to it,
+//	                    $BROKER is its URL
+//	broker stop         end it and wait until it has ended
+//	exits N PROG ARG... run a program that must end with exit code N
+//	keep REGEXP NAME    set the variable NAME to the first group found in the last output
+//	as-nobody N PROG... exits, as another user; skipped without root
+//	accept LINK         redeem an invitation in a browser
+//	sign-in LOGIN DIR   run postern up for a device with the state directory DIR, and the
+//	                    browser of LOGIN
 func TestScripts(t *testing.T) {
 	bin := programs(t)
 	testscript.Run(t, testscript.Params{
