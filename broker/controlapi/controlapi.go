@@ -103,6 +103,7 @@ type API struct {
 	cuts       *cutLog
 	seq        counter
 	latency    latencies
+	watchers   *watchers
 }
 
 // New returns an API without callers.
@@ -119,7 +120,7 @@ func New(cfg Config) *API {
 	return &API{
 		cfg: cfg, log: cfg.Log.With("component", "control"), devices: push.NewHub[ids.DeviceID](),
 		connectors: push.NewHub[ids.ConnectorID](), relays: push.NewHub[ids.RelayID](),
-		cuts: newCutLog(),
+		cuts: newCutLog(), watchers: newWatchers(),
 	}
 }
 

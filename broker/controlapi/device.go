@@ -13,6 +13,7 @@ import (
 	"github.com/postern-zt/postern/broker/catalog"
 	"github.com/postern-zt/postern/broker/grants"
 	"github.com/postern-zt/postern/broker/policy"
+	"github.com/postern-zt/postern/broker/push"
 	"github.com/postern-zt/postern/broker/registry"
 	"github.com/postern-zt/postern/broker/session"
 	"github.com/postern-zt/postern/broker/tickets"
@@ -172,7 +173,9 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 
 // errNoApp is the answer for an app that does not exist and for one that the user may not
 // know of.
-func errNoApp() error { return connect.NewError(connect.CodeNotFound, errors.New("no app with this name")) }
+func errNoApp() error {
+	return connect.NewError(connect.CodeNotFound, errors.New("no app with this name"))
+}
 
 func (a *API) findApp(id, name string) (*catalog.App, bool) {
 	snap := a.cfg.Catalog.Current()
@@ -203,6 +206,9 @@ func (a *API) authorized(ctx context.Context, d registry.Device, app *catalog.Ap
 		}
 		resp.Connectors = append(resp.Connectors, path)
 	}
+	// The stream looks once more behind the note: a revocation may have been faster.
+	a.watchers.give(d.ID, ans.Grant.ID)
+	a.devices.Mark(d.ID, push.Grants)
 	resp.Grant, resp.GrantId, resp.HardEndMs = ans.Envelope, string(ans.Grant.ID), ans.Grant.HardEnd.UnixMilli()
 	return resp, nil
 }

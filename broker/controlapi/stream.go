@@ -62,7 +62,8 @@ func (s deviceService) Watch(ctx context.Context, req *connect.Request[controlv1
 	}
 	stream := s.devices.Subscribe(d.ID)
 	defer stream.Close()
-	w := deviceWatch{API: s.API, device: d, out: out, live: map[ids.GrantID]bool{}}
+	w := deviceWatch{API: s.API, device: d, out: out, given: newGiven()}
+	defer s.watchers.enter(d.ID, w.given)()
 	for {
 		m, err := next(ctx, stream, 0, heartbeatEvery)
 		if err != nil {
@@ -85,8 +86,7 @@ type deviceWatch struct {
 	*API
 	device registry.Device
 	out    *connect.ServerStream[controlv1.DevicePush]
-	// live are the grants that the device had when it was told last.
-	live map[ids.GrantID]bool
+	given  *given
 }
 
 func (w *deviceWatch) push(fill func(p *controlv1.DevicePush)) error {
@@ -139,16 +139,7 @@ func (w *deviceWatch) sendSession(ctx context.Context) error {
 
 // sendEnded tells which grants have ended since the last time, each with its receipt.
 func (w *deviceWatch) sendEnded() error {
-	now := map[ids.GrantID]bool{}
-	for _, g := range w.cfg.Ledger.Matching(grants.Device(w.device.Identity.Key)) {
-		now[g.ID] = true
-	}
-	old := w.live
-	w.live = now
-	for id := range old {
-		if now[id] {
-			continue
-		}
+	for _, id := range w.given.ended(w.liveGrants) {
 		ended := &controlv1.GrantsEnded{GrantIds: []string{string(id)}}
 		if why, ok := w.cfg.Authorize.WhyEnded(id); ok && why.Record.Receipt != "" {
 			ended.Receipt = w.receipt(why.Record, why.Grant.AppName)
@@ -158,6 +149,13 @@ func (w *deviceWatch) sendEnded() error {
 		}
 	}
 	return nil
+}
+
+func (w *deviceWatch) liveGrants() (out []ids.GrantID) {
+	for _, g := range w.cfg.Ledger.Matching(grants.Device(w.device.Identity.Key)) {
+		out = append(out, g.ID)
+	}
+	return out
 }
 
 // ulaPrefix is the org's IPv6 prefix, derived from the CA key so that all brokers and all
