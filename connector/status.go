@@ -3,11 +3,10 @@ package connector
 import (
 	"context"
 	"errors"
-	"net"
 	"os"
-	"strconv"
 
 	"github.com/postern-zt/postern/connector/statusapi"
+	"github.com/postern-zt/postern/connector/targets"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/grant"
 )
@@ -48,16 +47,16 @@ func (c *Connector) Status() statusapi.Status {
 	for _, a := range state.Apps {
 		h := healthOf[string(a.ID)]
 		st.Apps = append(st.Apps, statusapi.App{
-			ID: string(a.ID), Name: a.Name, Targets: targetNames(a), State: h.GetState(), Code: h.GetCode(),
+			ID: string(a.ID), Name: a.Name, Targets: targetsOf(a), State: h.GetState(), Code: h.GetCode(),
 		})
 	}
 	return st
 }
 
-func targetNames(a grant.App) []string {
-	var out []string
+func targetsOf(a grant.App) []statusapi.Target {
+	var out []statusapi.Target
 	for _, t := range a.Targets {
-		out = append(out, t.Ports.Network.String()+" "+net.JoinHostPort(t.Host, strconv.Itoa(int(t.Base))))
+		out = append(out, statusapi.Target{Network: t.Ports.Network.String(), Address: targets.Address(t)})
 	}
 	return out
 }

@@ -61,6 +61,12 @@ type Store struct {
 	key keystore.Key
 }
 
+// Joined reports whether dir holds a membership; it makes nothing.
+func Joined(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, membershipFile))
+	return err == nil
+}
+
 // Open makes sure of the directory and of the identity key in it.
 func Open(dir string) (*Store, error) {
 	if err := paths.PrivateDir(dir); err != nil {

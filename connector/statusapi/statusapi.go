@@ -42,6 +42,12 @@ var ErrNotRunning = ipc.ErrNotRunning
 // ErrDenied says that the connector does not answer this user.
 var ErrDenied = errors.New("the connector answers only root and the user that it runs as")
 
+// Target is where an app is: of a range the first port.
+type Target struct {
+	Network string `json:"network"`
+	Address string `json:"address"`
+}
+
 // ErrInUse says that another connector serves the socket.
 var ErrInUse = ipc.ErrInUse
 
@@ -82,11 +88,11 @@ type Relay struct {
 	Problem   string    `json:"problem,omitempty"`
 }
 
-// App is one assigned app by its newest dial. Targets are "tcp host:port".
+// App is one assigned app by its newest dial.
 type App struct {
 	ID      string   `json:"id"`
 	Name    string   `json:"name"`
-	Targets []string `json:"targets"`
+	Targets []Target `json:"targets"`
 	State   string   `json:"state"`
 	Code    string   `json:"code,omitempty"`
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/net/http/httpproxy"
@@ -41,11 +42,13 @@ type env struct {
 	ctx   context.Context
 	state paths.Set
 	dir   string
-	log   *slog.Logger
-	stdin io.Reader
-	out   io.Writer
-	token string
-	proxy control.Dialer
+	// socket is where a running connector answers.
+	socket string
+	log    *slog.Logger
+	stdin  io.Reader
+	out    io.Writer
+	token  string
+	proxy  control.Dialer
 }
 
 func main() {
@@ -83,8 +86,10 @@ func newEnv(ctx context.Context, c *cli, log *slog.Logger) (*env, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w; give --state-dir", err)
 		}
-		e.dir = set.State
+		e.dir, e.socket = set.State, set.Socket
+		return e, nil
 	}
+	e.socket = filepath.Join(e.dir, "connector.sock")
 	return e, nil
 }
 
@@ -109,6 +114,10 @@ func fail(err error) {
 		err = fmt.Errorf("%w: the proxy in HTTPS_PROXY wants a user and a password", err)
 	}
 	fmt.Fprintln(os.Stderr, "postern-connector:", explain(err))
+	var ee *exitError
+	if errors.As(err, &ee) {
+		os.Exit(ee.code)
+	}
 	os.Exit(1)
 }
 

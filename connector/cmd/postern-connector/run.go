@@ -53,7 +53,7 @@ func (r *runCmd) Run(e *env) error {
 	if got, err := daemon.RaiseFileLimit(wantedFiles); err != nil || got < fewFiles {
 		e.log.Warn("few open files allowed", "limit", got, "error", err)
 	}
-	c, err := connector.New(connector.Config{Store: store, Version: version, Dialer: e.proxy, Log: e.log})
+	c, err := connector.New(connector.Config{Store: store, Version: version, Dialer: e.proxy, Socket: e.socket, Log: e.log})
 	if err != nil {
 		return err
 	}
