@@ -90,29 +90,27 @@ func (*auditVerifyCmd) Run(ctx context.Context, c *Conn) error {
 }
 
 type auditExportCmd struct {
-	Output string `short:"o" help:"File to write (default: standard output)." placeholder:"FILE"`
-	Since  moment `help:"From then: a length back, or a time." placeholder:"WHEN"`
+	Output string `short:"o" help:"File to write; it must not exist (default: standard output)." placeholder:"FILE"`
 }
 
 // Run writes the export; a file that is not whole is removed.
 func (x *auditExportCmd) Run(ctx context.Context, c *Conn, e *Env) error {
-	from := x.Since.before(c.print.now)
 	if x.Output == "" {
-		return c.export(ctx, from, e.Out)
+		return c.export(ctx, e.Out)
 	}
 	f, err := os.OpenFile(x.Output, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return &Error{Code: ExitUsage, err: err}
 	}
-	if err := errors.Join(c.export(ctx, from, f), f.Close()); err != nil {
+	if err := errors.Join(c.export(ctx, f), f.Close()); err != nil {
 		return errors.Join(err, os.Remove(x.Output))
 	}
 	return nil
 }
 
 // export streams; it has no deadline of its own, because years may be in it.
-func (c *Conn) export(ctx context.Context, from int64, out io.Writer) error {
-	stream, err := c.audit.Export(ctx, connect.NewRequest(&adminv1.ExportRequest{FromMs: from}))
+func (c *Conn) export(ctx context.Context, out io.Writer) error {
+	stream, err := c.audit.Export(ctx, connect.NewRequest(&adminv1.ExportRequest{}))
 	if err != nil {
 		return explain(c.where, err)
 	}
