@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -221,4 +222,30 @@ func echoUDP(t testing.TB) *app {
 	})
 	t.Cleanup(func() { closed.Store(true); c.Close(); work.Wait() })
 	return a
+}
+
+// roundTrip sends bytes through an echo app and compares what comes back.
+func roundTrip(f net.Conn, size int) error {
+	defer f.Close()
+	if err := f.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	sent := make(chan error, 1)
+	go func() { // ends with f
+		_, err := io.CopyN(f, &pattern{}, int64(size))
+		sent <- err
+	}()
+	want := &pattern{}
+	b, w := make([]byte, 8192), make([]byte, 8192)
+	for left := size; left > 0; {
+		n, err := f.Read(b[:min(len(b), left)])
+		_, _ = want.Read(w[:n])
+		if !bytes.Equal(b[:n], w[:n]) {
+			return fmt.Errorf("other bytes came back after %d", size-left)
+		}
+		if left -= n; err != nil {
+			return fmt.Errorf("%d of %d bytes are missing: %w", left, size, err)
+		}
+	}
+	return <-sent
 }

@@ -49,6 +49,8 @@ type process struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	err    error // valid after done
+	// tolerate says that the story has broken the part, which may complain at its end.
+	tolerate bool
 }
 
 // start runs a part; it is stopped at the end of the test at the latest.
@@ -61,7 +63,7 @@ func start(t testing.TB, name string, run func(ctx context.Context) error) *proc
 		p.err = run(ctx)
 	}()
 	t.Cleanup(func() {
-		if err := p.stop(); err != nil && !errors.Is(err, context.Canceled) {
+		if err := p.stop(); err != nil && !p.tolerate && !errors.Is(err, context.Canceled) {
 			t.Errorf("%s ended with %v", name, err)
 		}
 	})
