@@ -19,7 +19,7 @@ import (
 
 // bulkSize is what one transfer moves in both directions together.
 func bulkSize() int {
-	if testing.Short() {
+	if testing.Short() || raceOn {
 		return 20 << 20
 	}
 	return 200 << 20
