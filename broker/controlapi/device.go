@@ -99,10 +99,28 @@ func (s deviceService) Report(ctx context.Context, req *connect.Request[controlv
 	if err := s.putFacts(ctx, d.ID, facts, now); err != nil {
 		return nil, err
 	}
+	if !sameStates(stored, facts) {
+		s.devices.Mark(d.ID, push.Catalog) // what is allowed may differ, and denials are void
+	}
 	if err := s.cfg.Registry.SeeDevice(ctx, d.ID, callerOf(ctx).addr, req.Msg.ClientVersion, now); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(&controlv1.ReportResponse{TimeMs: s.cfg.Now().UnixMilli()}), nil
+}
+
+// sameStates reports whether two lists of facts say the same; when they were observed does
+// not count, or every report would make a catalog.
+func sameStates(a, b []trust.Fact) bool {
+	states := make(map[trust.FactName]trust.State, len(a))
+	for _, f := range a {
+		states[f.Name] = f.State
+	}
+	for _, f := range b {
+		if old, ok := states[f.Name]; !ok || old != f.State {
+			return false
+		}
+	}
+	return len(a) == len(b)
 }
 
 func (a *API) storedFacts(ctx context.Context, id ids.DeviceID) ([]trust.Fact, error) {
