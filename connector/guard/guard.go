@@ -18,6 +18,7 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/postern-zt/postern/platform/clock"
@@ -131,7 +132,8 @@ func (g *Guard) SetKeys(keys seal.Keys) { g.keys = keys }
 func (g *Guard) Assignment() *grant.Assignment { return g.assignment }
 
 // SetAssignment verifies and installs an assignment. Grants for apps that are no longer
-// in it end. An error changes nothing.
+// in it, or that have lost a target, end: their flows may go where nothing may be dialled
+// any more. An error changes nothing.
 func (g *Guard) SetAssignment(envelope []byte) (Effects, error) {
 	a, err := grant.OpenAssignment(g.keys, envelope)
 	if err != nil {
@@ -143,14 +145,24 @@ func (g *Guard) SetAssignment(envelope []byte) (Effects, error) {
 	if a.Version < g.mark.Assignment {
 		return Effects{}, fmt.Errorf("assignment version %d: %w", a.Version, ErrOld)
 	}
+	before := g.assignment
 	g.assignment, g.mark.Assignment = a, a.Version
 	var fx Effects
 	for id, h := range g.grants {
-		if _, ok := a.Find(h.grant.App); !ok {
+		if app, ok := a.Find(h.grant.App); !ok || lostTarget(before, app) {
 			g.end(&fx, id, frame.NotAssigned)
 		}
 	}
 	return fx, nil
+}
+
+// lostTarget reports whether the app had a target before that it has no longer.
+func lostTarget(before *grant.Assignment, app grant.App) bool {
+	if before == nil {
+		return false
+	}
+	old, _ := before.Find(app.ID)
+	return slices.ContainsFunc(old.Targets, func(t grant.Target) bool { return !slices.Contains(app.Targets, t) })
 }
 
 // ApplyStatement verifies a liveness statement and applies its revocations. An error

@@ -11,11 +11,15 @@ import (
 )
 
 // Present judges a grant that a peer shows on a link authenticated as peerKey. Any code
-// but OK opens nothing. Presenting a held grant again is allowed and changes nothing.
+// but OK opens nothing. Presenting a held grant again is allowed and changes nothing, also
+// while its outage mode lets its flows live: they move to another carrier that way.
 func (g *Guard) Present(peerKey ids.KeyID, envelope []byte, now clock.Time) (*grant.Grant, frame.Code) {
 	gr, err := grant.Open(g.keys, envelope)
 	if err != nil {
 		return nil, openCode(err)
+	}
+	if h, ok := g.grants[gr.ID]; ok && h.grant.PeerKey == peerKey && g.outlives(h, now) {
+		return h.grant, frame.OK
 	}
 	if code := g.judge(gr, peerKey, now); code != frame.OK {
 		return nil, code
@@ -138,13 +142,18 @@ func (g *Guard) Tick(now clock.Time) Effects {
 	return fx
 }
 
+// outlives reports whether the lease is over and the outage mode lets the grant live on.
+func (g *Guard) outlives(h *held, now clock.Time) bool {
+	return g.state.known && !g.Live(now) && h.grant.Outage != grant.OutageCut &&
+		!g.state.deadline.Add(h.grant.OutageGrace).Passed(now) && g.brokerNow(now).Before(h.grant.HardEnd)
+}
+
 // outage moves one grant on after the lease has ended (decisions rule 8).
 func (g *Guard) outage(fx *Effects, id ids.GrantID, h *held, now clock.Time) {
-	over := g.state.deadline.Add(h.grant.OutageGrace).Passed(now)
-	switch {
-	case h.grant.Outage == grant.OutageContinue && !over:
+	switch lives := g.outlives(h, now); {
+	case h.grant.Outage == grant.OutageContinue && lives:
 		h.phase = phaseContinue
-	case h.grant.Outage == grant.OutageHold && !over:
+	case h.grant.Outage == grant.OutageHold && lives:
 		if h.phase != phaseHold {
 			h.phase = phaseHold
 			fx.Hold = append(fx.Hold, id)
