@@ -65,6 +65,10 @@ type Enforcer struct {
 	cfg Config
 	log *slog.Logger
 
+	// order is held from a change of the guard until its effects are carried out: a hold
+	// that overtakes the resume after it would stay. Nothing under it waits for a peer.
+	order sync.Mutex
+
 	mu    sync.Mutex // guards guard and saved
 	guard *guard.Guard
 	saved guard.Mark
@@ -100,17 +104,23 @@ func (e *Enforcer) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		e.mu.Lock()
-		now := e.cfg.Now()
-		fx := e.guard.Tick(now)
-		next := e.guard.Next(now)
-		e.mu.Unlock()
-		e.carryOut(ctx, fx)
-		timer.Reset(next)
+		timer.Reset(e.tick(ctx))
 	}
 }
 
-// carryOut does to the links what the guard has decided; the lock is not held.
+func (e *Enforcer) tick(ctx context.Context) time.Duration {
+	e.order.Lock()
+	defer e.order.Unlock()
+	e.mu.Lock()
+	now := e.cfg.Now()
+	fx := e.guard.Tick(now)
+	next := e.guard.Next(now)
+	e.mu.Unlock()
+	e.carryOut(ctx, fx)
+	return next
+}
+
+// carryOut does to the links what the guard has decided; mu is not held, order is.
 func (e *Enforcer) carryOut(ctx context.Context, fx guard.Effects) {
 	e.linksMu.Lock()
 	links := e.links
@@ -139,20 +149,24 @@ func (e *Enforcer) Keys(keys seal.Keys) {
 
 // Assignment installs a new assignment.
 func (e *Enforcer) Assignment(envelope []byte) error {
+	e.order.Lock()
 	e.mu.Lock()
 	fx, err := e.guard.SetAssignment(envelope)
 	e.mu.Unlock()
 	e.carryOut(context.Background(), fx) //nolint:contextcheck // ending flows is never cancelled
+	e.order.Unlock()
 	return errors.Join(err, e.saveMark())
 }
 
 // Statement applies a liveness statement. Flows end before anything is written to disk:
 // revocation never waits for it.
 func (e *Enforcer) Statement(envelope []byte) error {
+	e.order.Lock()
 	e.mu.Lock()
 	fx, err := e.guard.ApplyStatement(envelope, e.cfg.Now())
 	e.mu.Unlock()
 	e.carryOut(context.Background(), fx) //nolint:contextcheck // ending flows is never cancelled
+	e.order.Unlock()
 	if err != nil {
 		return err
 	}
