@@ -59,6 +59,8 @@ type Installation interface {
 // Revisions lists published policies; *store.Store has it.
 type Revisions interface {
 	Revisions(ctx context.Context, before int64) ([]policy.StoredRevision, error)
+	// Revision returns one with its document, which the list leaves out.
+	Revision(ctx context.Context, id ids.RevisionID) (policy.StoredRevision, error)
 }
 
 // Config is what the API calls; all fields are required.
@@ -183,6 +185,10 @@ func (a *API) wireError(ctx context.Context, procedure string, err error) error 
 	code := codeOf(err)
 	if code == connect.CodeInternal {
 		a.log.ErrorContext(ctx, "call failed", "procedure", procedure, "error", err)
+	}
+	if errors.Is(err, directory.ErrExists) {
+		// What the database says of it helps nobody.
+		err = errors.New("a user or group with this name exists already")
 	}
 	return connect.NewError(code, err)
 }

@@ -333,7 +333,7 @@ func (s policies) stored(ctx context.Context, number uint64) (policy.StoredRevis
 	}
 	for _, r := range list {
 		if uint64(r.Number) == number {
-			return r, nil
+			return s.cfg.Revisions.Revision(ctx, r.ID)
 		}
 	}
 	return policy.StoredRevision{}, notFound("no revision %d", number)
@@ -406,8 +406,16 @@ func (a *API) sessionFor(ctx context.Context, u directory.User, device string) (
 	if err != nil {
 		return session.Session{}, err
 	}
+	wanted := ids.DeviceID("")
+	if device != "" {
+		d, err := a.device(ctx, device)
+		if err != nil {
+			return session.Session{}, err
+		}
+		wanted = d.ID
+	}
 	for _, s := range all {
-		if device == "" || string(s.Device) == device {
+		if wanted == "" || s.Device == wanted {
 			return s, nil
 		}
 	}
@@ -440,6 +448,9 @@ func (a *API) decisionView(ctx context.Context, rec policy.Record) *adminv1.Deci
 	d := &adminv1.Decision{
 		Receipt: string(rec.Receipt), Verdict: rec.Decision.Verdict.String(), User: a.userName(ctx, rec.User),
 		Device: string(rec.Device), App: a.appName(rec.App), TimeMs: millis(rec.Time), Input: string(rec.Input), Rules: a.ruleNames(rec.Decision.Determining),
+	}
+	if stored, err := a.cfg.Revisions.Revision(ctx, rec.Revision); err == nil {
+		d.Revision = uint64(stored.Number)
 	}
 	for _, r := range rec.Decision.Reasons {
 		d.ReasonCodes = append(d.ReasonCodes, string(r.Code))
