@@ -3,6 +3,7 @@ package checklist_test
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,12 +13,35 @@ import (
 
 // install is an installation that grows as the test says.
 type install struct {
+	mu            sync.Mutex // guards state and out
 	state         checklist.State
+	out           strings.Builder
 	links, tokens int
 }
 
-func (i *install) State(context.Context) (checklist.State, error) { return i.state, nil }
-func (i *install) URL() string                                    { return "https://broker:8443/#pin=00" }
+func (i *install) State(context.Context) (checklist.State, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.state, nil
+}
+
+// Write is the terminal.
+func (i *install) Write(p []byte) (int, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.out.Write(p)
+}
+
+// take returns what was printed, changes the state, and forgets the print.
+func (i *install) take(edit func(*checklist.State)) string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	defer i.out.Reset()
+	edit(&i.state)
+	return i.out.String()
+}
+
+func (i *install) URL() string { return "https://broker:8443/#pin=00" }
 func (i *install) OwnerLink(context.Context) (string, error) {
 	i.links++
 	return "https://broker:8443/setup#CODE", nil
@@ -30,25 +54,24 @@ func (i *install) JoinToken(context.Context) (string, error) {
 func TestRunTicksItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &install{}
-		var out strings.Builder
 		done := make(chan error, 1)
-		go func() { done <- checklist.Run(t.Context(), i, &out) }()
+		go func() { done <- checklist.Run(t.Context(), i, i) }()
+		asIs := func(*checklist.State) {}
 		grow := func(edit func(*checklist.State), wants ...string) {
 			t.Helper()
-			synctest.Wait()
-			out.Reset()
-			edit(&i.state)
+			i.take(edit)
 			<-time.After(1100 * time.Millisecond)
 			synctest.Wait()
+			printed := i.take(asIs)
 			for _, want := range wants {
-				if !strings.Contains(out.String(), want) {
-					t.Errorf("after the step: %q lacks %q", out.String(), want)
+				if !strings.Contains(printed, want) {
+					t.Errorf("after the step: %q lacks %q", printed, want)
 				}
 			}
 		}
 		synctest.Wait()
-		if !strings.Contains(out.String(), "setup#CODE") || strings.Contains(out.String(), "TOKEN") {
-			t.Errorf("at the start: %q", out.String())
+		if printed := i.take(asIs); !strings.Contains(printed, "setup#CODE") || strings.Contains(printed, "TOKEN") {
+			t.Errorf("at the start: %q", printed)
 		}
 		grow(func(s *checklist.State) { s.Owner = true }, "[x] An owner", "TOKEN", "--join")
 		grow(func(s *checklist.State) { s.Connector = true; s.Apps = []string{"wiki"} }, "rule allow NAME wiki")
@@ -62,8 +85,7 @@ func TestRunTicksItself(t *testing.T) {
 
 func TestFinishedInstallationIsSilent(t *testing.T) {
 	i := &install{state: checklist.State{Owner: true, Connector: true, Apps: []string{"wiki"}, Rule: true, Used: true}}
-	var out strings.Builder
-	if err := checklist.Run(t.Context(), i, &out); err != nil || out.Len() != 0 || i.tokens != 0 {
-		t.Errorf("Run = %v, printed %q", err, out.String())
+	if err := checklist.Run(t.Context(), i, i); err != nil || i.out.Len() != 0 || i.tokens != 0 {
+		t.Errorf("Run = %v, printed %q", err, i.out.String())
 	}
 }

@@ -389,7 +389,11 @@ func TestThousandFlowsMove(t *testing.T) {
 	w.handler.app(80, echo)
 	a, b := &road{name: "a"}, &road{name: "b"}
 	c := granted(t, w, a, b)
-	flows := make([]*flow.Flow, 1000)
+	count := 1000
+	if raceOn {
+		count = 100
+	}
+	flows := make([]*flow.Flow, count)
 	var wg sync.WaitGroup
 	for i := range flows {
 		wg.Go(func() {
