@@ -17,6 +17,12 @@ import (
 const (
 	renewRetryMin = 30 * time.Second
 	renewRetryMax = time.Hour
+	// renewRetryExpired bounds the retries of a member that can do nothing else: it is to
+	// be back soon after its broker is.
+	renewRetryExpired = 2 * time.Minute
+	// renewAgain is the least time between two renewals: a clock far ahead makes every
+	// certificate look old.
+	renewAgain = 10 * time.Minute
 )
 
 // Member is a device, connector or relay towards its broker: an identity key and the
@@ -117,7 +123,7 @@ func (m *Member) KeepRenewed(ctx context.Context, renew func(ctx context.Context
 		case <-timer.C:
 		}
 		if err := m.renewOnce(ctx, renew, installed); err != nil {
-			wait, retry = jitter(retry), min(2*retry, renewRetryMax)
+			wait, retry = jitter(min(retry, m.patience())), min(2*retry, renewRetryMax)
 			continue
 		}
 		retry, wait = renewRetryMin, m.untilRenewal()
@@ -137,6 +143,23 @@ func (m *Member) renewOnce(ctx context.Context, renew func(context.Context, []by
 		return err
 	}
 	return installed(chain)
+}
+
+// patience is the longest pause between attempts. Without a valid certificate nothing else
+// works, so a machine whose broker was away for days asks often and is back soon after it.
+func (m *Member) patience() time.Duration {
+	if m.now().After(m.NotAfter()) {
+		return renewRetryMin
+	}
+	return renewRetryMax
+}
+
+// longestRetry is how long a failed renewal may rest.
+func (m *Member) longestRetry() time.Duration {
+	if m.now().After(m.NotAfter()) {
+		return renewRetryExpired
+	}
+	return renewRetryMax
 }
 
 // untilRenewal is the time to half of the certificate's life, +- 20 %.
