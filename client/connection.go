@@ -33,6 +33,9 @@ type connection struct {
 	uplink     *uplink.Uplink
 	tunnels    *tunnels.Tunnels
 	reporter   *posture.Reporter
+	// reported wakes whoever waits for a report to have arrived; its length 1 lets the
+	// others go on without.
+	reported chan struct{}
 }
 
 func (c *Client) connect(m state.Membership) (*connection, error) {
@@ -44,10 +47,10 @@ func (c *Client) connect(m state.Membership) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &connection{client: c, membership: m, broker: broker, member: member}
+	x := &connection{client: c, membership: m, broker: broker, member: member, reported: make(chan struct{}, 1)}
 	x.http = control.NewClient(control.ClientConfig{Broker: broker, Certificate: member.Certificate, Dialer: c.cfg.Dialer})
 	x.device = controlv1connect.NewDeviceServiceClient(x.http, broker.BaseURL())
-	x.uplink = uplink.New(uplink.Config{Client: x.device, Version: c.cfg.Version, Sink: sink{x}, Log: c.cfg.Log})
+	x.uplink = uplink.New(uplink.Config{Client: watcher{x}, Version: c.cfg.Version, Sink: sink{x}, Log: c.cfg.Log})
 	credentials, err := peer.NewCredentials(peer.CredentialsConfig{Identity: member.Key(), Now: x.uplink.Now})
 	if err != nil {
 		return nil, err
@@ -104,7 +107,37 @@ func (x *connection) report(ctx context.Context, r posture.Report) error {
 		})
 	}
 	_, err := x.device.Report(ctx, connect.NewRequest(req))
+	if err == nil {
+		select {
+		case x.reported <- struct{}{}:
+		default:
+		}
+	}
 	return err
+}
+
+// factsFirst is how long the stream waits for a report to arrive.
+const factsFirst = 3 * time.Second
+
+// watcher reports the facts before it opens the stream: the catalog that comes first is
+// then the one of this device as it is now, not of one whose facts have expired.
+type watcher struct{ *connection }
+
+// Watch opens the stream.
+func (w watcher) Watch(ctx context.Context, req *connect.Request[controlv1.WatchRequest]) (*connect.ServerStreamForClient[controlv1.DevicePush], error) {
+	select {
+	case <-w.reported: // an old one
+	default:
+	}
+	w.reporter.Trigger()
+	timer := time.NewTimer(factsFirst)
+	defer timer.Stop()
+	select {
+	case <-w.reported:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return w.device.Watch(ctx, req)
 }
 
 // sink hands what the broker pushes to the parts.
@@ -112,7 +145,8 @@ type sink struct{ *connection }
 
 var _ uplink.Sink = sink{}
 
-func (s sink) Connected() { s.reporter.Trigger() }
+// Connected has nothing to do: the facts were reported before the stream opened.
+func (sink) Connected() {}
 
 func (s sink) Catalog(cat *controlv1.Catalog) { s.client.update(func(v *view) { v.catalog = cat }) }
 

@@ -196,6 +196,10 @@ func (c *Client) SignOut(ctx context.Context) error {
 	if _, err := conn.device.SignOut(ctx, connect.NewRequest(&controlv1.SignOutRequest{})); err != nil {
 		return explainCall(err)
 	}
+	// The broker says the same soon; what is known is not waited for.
+	c.update(func(v *view) {
+		v.session, v.catalog, v.heard = &controlv1.SessionNews{State: "ended", Reason: "You signed out."}, &controlv1.Catalog{}, true
+	})
 	return nil
 }
 

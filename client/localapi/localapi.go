@@ -180,7 +180,7 @@ func (s service) Ping(ctx context.Context, req *connect.Request[localv1.PingRequ
 }
 
 // answer is what all plain calls have in common.
-func answer[T any](s service, ctx context.Context, do func() (*T, error)) (*connect.Response[T], error) { //nolint:revive // the receiver comes first
+func answer[T any](s service, ctx context.Context, do func() (*T, error)) (*connect.Response[T], error) {
 	if _, err := s.admit(ctx, Use); err != nil {
 		return nil, err
 	}

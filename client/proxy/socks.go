@@ -94,7 +94,7 @@ func readAddress(r io.Reader) (request, error) {
 	if _, err := io.ReadFull(r, one[:]); err != nil {
 		return request{}, err
 	}
-	length := 0
+	var length int
 	switch one[0] {
 	case typeIPv4:
 		length = 4

@@ -157,7 +157,6 @@ type broker struct {
 	err   error
 	hold  chan struct{}
 	asked int
-	ended time.Duration
 }
 
 func (b *broker) set(f func(b *broker)) {

@@ -101,7 +101,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 		began := time.Now()
 		wait, err := u.stream(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // the stream ended because we were told to
 		}
 		if time.Since(began) > retryMax {
 			retry = retryMin
