@@ -91,7 +91,7 @@ benchonce:
 	@$(GO) test -run '^$$' -bench . -benchtime=1x $$($(GO) list ./... | grep -v '/test/')
 
 .PHONY: bench
-bench: build ## measure the product against its references, into test/bench/latest.json
+bench: ## measure the product against its references, into test/bench/latest.json
 	@POSTERN_BENCH=1 $(GO) test -count=1 -v -timeout 60m ./test/bench/...
 
 .PHONY: fuzz

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/postern-zt/postern/test/netns"
 )
@@ -18,6 +17,13 @@ const (
 	laptopTLS       = "tls"
 	laptopQUIC      = "quic"
 	laptopReference = "ref"
+	laptopProxy     = "proxy"
+)
+
+// Ways of the product, behind the carrier in names of rows.
+const (
+	tunRelay   = "/tun-relay"
+	proxyRelay = "/proxy-relay"
 )
 
 // bench is one run.
@@ -28,7 +34,7 @@ type bench struct {
 	raw, wg  path
 	products []path
 	samples  map[string][]sample           // by path and direction
-	opens    map[string][]time.Duration    // by path
+	opens    map[string]opened             // by path
 	memory   map[string]map[string]float64 // MB by path and role, at the end
 }
 
@@ -52,15 +58,23 @@ func newBench(t *testing.T) *bench {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // of the temporary directory
 	bins := buildAll(t, dir)
 	reference := build(t, dir, referencePackage)
-	n := newNetwork(t, laptopReference, laptopTLS, laptopQUIC)
+	laptops := []string{laptopReference, laptopTLS, laptopQUIC}
+	if withProxy() {
+		laptops = append(laptops, laptopProxy)
+	}
+	n := newNetwork(t, laptops...)
 	b := &bench{
 		t: t, net: n, app: startApp(t, n.connector),
-		samples: map[string][]sample{}, opens: map[string][]time.Duration{}, memory: map[string]map[string]float64{},
+		samples: map[string][]sample{}, opens: map[string]opened{}, memory: map[string]map[string]float64{},
 	}
 	h := n.laptops[laptopReference]
 	b.raw = path{name: "raw", host: h, addr: addrPort(fmt.Sprintf("%s:%d", n.appAddr, appPort))}
 	b.wg = startReference(t, n, h, n.addrs[laptopReference], reference)
-	n.blockUDP(n.laptops[laptopTLS])
+	for _, name := range []string{laptopTLS, laptopProxy} {
+		if h := n.laptops[name]; h != nil {
+			n.blockUDP(h)
+		}
+	}
 	p := startProduct(t, n, bins, dir)
 	b.products = p.startClients(t)
 	for _, path := range b.paths() {
@@ -103,21 +117,28 @@ func (b *bench) run() {
 	}
 }
 
+// open opens connections on all paths in turn.
 func (b *bench) open(round int) {
 	b.t.Helper()
-	took, err := measureOpens(b.paths())
-	must(b.t, err)
+	for block := range openBlocks {
+		for _, p := range b.paths() {
+			profile := b.startProfile(p, fmt.Sprintf("open%d", block), round)
+			o, err := p.measureOpens(openBlock)
+			profile()
+			must(b.t, err)
+			b.opens[p.name] = b.opens[p.name].plus(o)
+		}
+	}
 	for _, p := range b.paths() {
-		d := took[p.name]
-		b.opens[p.name] = append(b.opens[p.name], d...)
-		b.t.Logf("round %d  %-22s open p50 %.0f us, p99 %.0f us", round+1, p.name, percentile(d, 50), percentile(d, 99))
+		d := b.opens[p.name].took
+		b.t.Logf("round %d  %-22s open p10 %.0f us, p50 %.0f us, p99 %.0f us, CPU us %s", round+1, p.name, percentile(d, 10), percentile(d, 50), percentile(d, 99), roles(b.opens[p.name].perOpen()))
 	}
 }
 
 func (b *bench) sample(round int, p path, dir direction) {
 	b.t.Helper()
 	must(b.t, wait(b.t.Context(), settle))
-	profile := b.startProfile(p, dir, round)
+	profile := b.startProfile(p, dir.String(), round)
 	s, err := b.measure(b.t.Context(), p, dir)
 	profile()
 	must(b.t, err)
@@ -129,14 +150,12 @@ func (b *bench) sample(round int, p path, dir direction) {
 // roles prints figures by role in the order of the way.
 func roles(by map[string]float64) string {
 	var parts []string
-	sum := 0.0
 	for _, role := range []string{"client", "relay", "connector"} {
 		if v, ok := by[role]; ok {
-			parts = append(parts, fmt.Sprintf("%s %.2f", role, v))
-			sum += v
+			parts = append(parts, fmt.Sprintf("%s %.4g", role, v))
 		}
 	}
-	return fmt.Sprintf("%.2f (%s)", sum, strings.Join(parts, ", "))
+	return fmt.Sprintf("%.4g (%s)", sum(by), strings.Join(parts, ", "))
 }
 
 // conditions is what a reader must know to compare.
@@ -189,10 +208,12 @@ func (b *bench) openRows(p path) []row {
 	if p.via != "" {
 		g.added = added
 	}
-	own, direct := b.opens[p.name], b.opens[b.raw.name]
+	own, direct := b.opens[p.name].took, b.opens[b.raw.name].took
+	cpu := sum(b.opens[p.name].perOpen())
 	return []row{
 		newRow("open/warm/p50"+suffixOf(p), percentile(own, 50), "us", percentile(direct, 50), g),
 		newRow("open/warm/p99"+suffixOf(p), percentile(own, 99), "us", percentile(direct, 99), goal{}),
+		newRow("open/warm/cpu"+suffixOf(p), cpu, "us", 0, goal{}),
 	}
 }
 
@@ -204,16 +225,16 @@ func (b *bench) cpuRows(p path) []row {
 	for _, role := range []string{"client", "relay", "connector"} {
 		rows = append(rows, newRow("cpu/"+role+suffixOf(p), own.cpu[role], "s/GB", ref.cpu[role], goal{}))
 	}
-	return append(rows, newRow("cpu/sum"+suffixOf(p), own.sum(), "s/GB", ref.sum(), goals[p.via]))
+	return append(rows, newRow("cpu/sum"+suffixOf(p), sum(own.cpu), "s/GB", sum(ref.cpu), goals[p.via]))
 }
 
 // suffixOf tells rows of the same figure apart. The one without is the TLS carrier, which
 // the design means to be chosen on a clean network.
 func suffixOf(p path) string {
-	switch p.via {
-	case laptopTLS:
+	switch p.name {
+	case laptopTLS + tunRelay:
 		return ""
-	case laptopQUIC:
+	case laptopQUIC + tunRelay:
 		return "/" + laptopQUIC
 	default:
 		return "/" + p.name
@@ -226,11 +247,11 @@ func (b *bench) middle(p path, dir direction) sample {
 
 // startProfile records where CPU time goes during one sample of the first round, with perf
 // over the path's programs; POSTERN_BENCH_PROFILE names the directory.
-func (b *bench) startProfile(p path, dir direction, round int) (stop func()) {
+func (b *bench) startProfile(p path, what string, round int) (stop func()) {
 	into := os.Getenv("POSTERN_BENCH_PROFILE")
 	if into == "" || round > 0 || len(p.pids) == 0 {
 		return func() {}
 	}
-	name := strings.ReplaceAll(p.name, "/", "-") + "-" + dir.String()
+	name := strings.ReplaceAll(p.name, "/", "-") + "-" + what
 	return startPerf(b.t, filepath.Join(into, name), p.pids)
 }

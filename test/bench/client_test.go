@@ -34,8 +34,16 @@ type client struct {
 // startClients starts a client on each laptop.
 func (p *product) startClients(t *testing.T) []path {
 	t.Helper()
-	return []path{p.startDaemon(t, laptopTLS), p.startDaemon(t, laptopQUIC)}
+	paths := []path{p.startDaemon(t, laptopTLS), p.startDaemon(t, laptopQUIC)}
+	if withProxy() {
+		paths = append(paths, p.startProxy(t, laptopProxy, laptopTLS))
+	}
+	return paths
 }
+
+// withProxy adds a client without a tunnel interface: what interception costs is the
+// difference.
+func withProxy() bool { return os.Getenv("POSTERN_BENCH_PROXY") != "" }
 
 // startDaemon starts a client with a tunnel interface and signs the person in.
 func (p *product) startDaemon(t *testing.T, carrier string) path {
@@ -55,7 +63,7 @@ func (p *product) startDaemon(t *testing.T, carrier string) path {
 	p.confirm(t, cli)
 	c := p.newClient(t, socket, carrier)
 	return path{
-		name: carrier + "/tun-relay", host: h, addr: netip.AddrPortFrom(c.appAddr(t), appPort),
+		name: carrier + tunRelay, host: h, addr: netip.AddrPortFrom(c.appAddr(t), appPort),
 		pids: p.pids(daemon), check: c.check, via: carrier,
 	}
 }
@@ -82,16 +90,16 @@ func (c *client) appAddr(t *testing.T) netip.Addr {
 }
 
 // startProxy starts a client without root's interface: programs come through SOCKS.
-func (p *product) startProxy(t *testing.T, carrier string) path {
+func (p *product) startProxy(t *testing.T, laptop, carrier string) path {
 	t.Helper()
-	h := p.net.laptops[carrier]
-	state := filepath.Join(p.dir, "laptop-"+carrier)
+	h := p.net.laptops[laptop]
+	state := filepath.Join(p.dir, "laptop-"+laptop)
 	cli := launch(t, h, []string{"HOME=" + state, "POSTERN_STATE=" + state}, "", p.bin.cli, "proxy", "--listen", proxyAddr, "--device-code", p.url)
 	p.confirm(t, cli)
 	cli.await(t, proxyLine)
 	c := p.newClient(t, filepath.Join(state, "run", "local.sock"), carrier)
 	return path{
-		name: carrier + "/proxy-relay", host: h, addr: addrPort(proxyAddr), socks: fmt.Sprintf("%s.%s:%d", appName, suffix, appPort),
+		name: carrier + proxyRelay, host: h, addr: addrPort(proxyAddr), socks: fmt.Sprintf("%s.%s:%d", appName, suffix, appPort),
 		pids: p.pids(cli), check: c.check, via: carrier,
 	}
 }

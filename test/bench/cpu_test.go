@@ -8,30 +8,22 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// tick is the unit of CPU times in /proc: USER_HZ is 100 on every Linux system.
-const tick = 10 * time.Millisecond
+// processClock is CPUCLOCK_SCHED of linux/posix-timers.h: the scheduler's own count of the
+// CPU time of a whole process, to the nanosecond. It includes interrupts that the process
+// was charged with.
+const processClock = 2
 
-// cpuTime is the user and system time of a process so far.
+// cpuTime is the CPU time of a process so far.
 func cpuTime(pid int) (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
+	var at unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|processClock), &at); err != nil {
+		return 0, fmt.Errorf("process %d: %w", pid, err)
 	}
-	// The name in brackets may hold spaces; utime and stime are the 14th and 15th field, the
-	// state after the name is the third.
-	_, rest, ok := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 13 {
-		return 0, fmt.Errorf("process %d: unknown layout of stat", pid)
-	}
-	user, uerr := strconv.ParseInt(fields[11], 10, 64)
-	system, serr := strconv.ParseInt(fields[12], 10, 64)
-	if uerr != nil || serr != nil {
-		return 0, fmt.Errorf("process %d: no times in stat", pid)
-	}
-	return time.Duration(user+system) * tick, nil
+	return time.Duration(at.Nano()), nil
 }
 
 // cpuTimes is cpuTime for each role.

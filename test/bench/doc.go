@@ -12,8 +12,17 @@
 // that carrier and the kernel's counters at the relay agree.
 //
 // The setting is @wire: segmentation offload is off on every cable, so that packets cross
-// it in the size of a wire. POSTERN_BENCH_PLAIN=1 leaves it on. Congestion control is
-// cubic on both ends of every TCP connection, by socket and by route, and is read back.
+// it in the size of a wire. Congestion control is cubic on both ends of every TCP connection, by socket and by route, and is read back.
+//
+// Rows without a carrier in their name (open/warm/p50, cpu/client) are those of the TLS
+// carrier with the tunnel interface; "reference" is wireguard-go, and a direct connection
+// for the rows of open. A missed gate fails the run, a missed target is printed.
+//
+//	POSTERN_BENCH_ROUNDS=1     a quick look instead of three rounds
+//	POSTERN_BENCH_PROFILE=DIR  perf records every program in the first round
+//	POSTERN_BENCH_PROXY=1      also a client without tunnel interface, for comparison
+//	POSTERN_BENCH_BIN=DIR      programs that were built before, to compare versions
+//	POSTERN_BENCH_PLAIN=1      leave segmentation offload on
 //
 // All files but this one are tests; nothing imports the package.
 package bench

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -22,8 +23,9 @@ const (
 	// settle lets queues run dry between two samples.
 	settle        = 300 * time.Millisecond
 	defaultRounds = 3
-	// opens is how many connections are opened per path and round.
-	opens = 200
+	// openBlocks of openBlock connections are opened per path and round, in turn.
+	openBlocks = 4
+	openBlock  = 50
 )
 
 // path is one way from a laptop to the app.
@@ -49,9 +51,9 @@ type sample struct {
 	cpu map[string]float64
 }
 
-func (s sample) sum() float64 {
+func sum(by map[string]float64) float64 {
 	total := 0.0
-	for _, v := range s.cpu {
+	for _, v := range by {
 		total += v
 	}
 	return total
@@ -124,22 +126,52 @@ func (p path) observe(ctx context.Context, l *load) (sample, error) {
 	return s, nil
 }
 
-// measureOpens opens connections one after the other, alternating between paths.
-func measureOpens(paths []path) (map[string][]time.Duration, error) {
-	took := map[string][]time.Duration{}
-	for range opens {
-		for _, p := range paths {
-			err := p.host.Do(func() error {
-				d, err := firstByte(p)
-				took[p.name] = append(took[p.name], d)
-				return err
-			})
-			if err != nil {
-				return nil, fmt.Errorf("open on %s: %w", p.name, err)
-			}
+// opened is what opening some connections took.
+type opened struct {
+	took []time.Duration
+	// cpu is the CPU time of all of them, by role.
+	cpu map[string]time.Duration
+}
+
+func (o opened) plus(more opened) opened {
+	both := opened{took: append(slices.Clone(o.took), more.took...), cpu: maps.Clone(more.cpu)}
+	for role, d := range o.cpu {
+		both.cpu[role] += d
+	}
+	return both
+}
+
+// perOpen is the CPU time of one connection in microseconds, by role.
+func (o opened) perOpen() map[string]float64 {
+	by := map[string]float64{}
+	for role, d := range o.cpu {
+		by[role] = float64(d.Microseconds()) / float64(len(o.took))
+	}
+	return by
+}
+
+// measureOpens opens connections one after the other.
+func (p path) measureOpens(n int) (opened, error) {
+	before, err := cpuTimes(p.pids)
+	if err != nil {
+		return opened{}, err
+	}
+	o := opened{cpu: map[string]time.Duration{}}
+	for range n {
+		err := p.host.Do(func() error {
+			d, err := firstByte(p)
+			o.took = append(o.took, d)
+			return err
+		})
+		if err != nil {
+			return opened{}, fmt.Errorf("open on %s: %w", p.name, err)
 		}
 	}
-	return took, nil
+	after, err := cpuTimes(p.pids)
+	for role := range p.pids {
+		o.cpu[role] = after[role] - before[role]
+	}
+	return o, err
 }
 
 // rounds is how often everything is measured; POSTERN_BENCH_ROUNDS=1 is for a quick look.
