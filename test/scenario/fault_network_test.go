@@ -32,7 +32,7 @@ import (
 // the broker's URL that it was told.
 func (w *world) laptop(user, at string, change func(*client.Config)) *client.Client {
 	w.t.Helper()
-	cfg := client.Config{Dir: filepath.Join(w.dir, user+"-laptop"), Version: version, Log: w.log.With("role", user+"-laptop")}
+	cfg := w.laptopConfig(user)
 	change(&cfg)
 	c, err := client.New(cfg)
 	if err != nil {
@@ -46,6 +46,11 @@ func (w *world) laptop(user, at string, change func(*client.Config)) *client.Cli
 		w.t.Fatalf("%s's client never got its apps: %v", user, err)
 	}
 	return c
+}
+
+func (w *world) laptopConfig(user string) client.Config {
+	name := user + "-laptop"
+	return client.Config{Dir: filepath.Join(w.dir, name), Version: version, Log: w.log.With("role", name)}
 }
 
 // enrolLaptop signs a user in for the key of a client's state directory.
