@@ -90,8 +90,10 @@ type Authorizer struct {
 	cfg Config
 	log *slog.Logger
 
-	mu    sync.Mutex // guards ended
+	mu    sync.Mutex // guards the fields below
 	ended endings
+	// revoked waits for the reactor, which takes it every second.
+	revoked []Ended
 }
 
 // New returns an Authorizer.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -119,18 +120,26 @@ func (r *Reactor) RunDue(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		r.cutLate(ctx, r.cfg.Now())
-		due, next := r.cfg.Ledger.Due(r.cfg.Now())
-		r.reevaluate(ctx, due, grants.CauseNoLonger)
-		wait := dueEvery
-		if !next.IsZero() {
-			wait = min(wait, max(10*time.Millisecond, next.Sub(r.cfg.Now())))
-		}
-		if len(due) > 0 {
-			wait = max(wait, 100*time.Millisecond)
-		}
-		timer.Reset(wait)
+		timer.Reset(r.due(ctx))
 	}
+}
+
+// due does what has come due and returns when to look again.
+func (r *Reactor) due(ctx context.Context) time.Duration {
+	r.cutLate(ctx, r.cfg.Now())
+	if revoked := r.cfg.Authorizer.takeRevoked(); len(revoked) > 0 {
+		r.watchFor(revoked)
+	}
+	due, next := r.cfg.Ledger.Due(r.cfg.Now())
+	r.reevaluate(ctx, due, grants.CauseNoLonger)
+	wait := dueEvery
+	if !next.IsZero() {
+		wait = min(wait, max(10*time.Millisecond, next.Sub(r.cfg.Now())))
+	}
+	if len(due) > 0 {
+		wait = max(wait, 100*time.Millisecond)
+	}
+	return wait
 }
 
 // handle carries out one batch: first what must be read anew, then who must be judged.
@@ -198,14 +207,16 @@ func (r *Reactor) everythingBecause(ctx context.Context, cause grants.Cause) {
 }
 
 func (r *Reactor) device(ctx context.Context, id ids.DeviceID, topic string) error {
-	d, err := r.cfg.Sources.Device(ctx, id)
-	if err != nil {
-		return err
-	}
 	cause := grants.CauseFactsChanged
 	if topic == registry.TopicDevice {
 		cause = grants.CauseDeviceBlocked
 		r.cfg.Listener.DeviceChanged(id)
+	}
+	d, err := r.cfg.Sources.Device(ctx, id)
+	if err != nil { // it is gone, or cannot be read: its grants are found by its id
+		others := func(g *grants.Grant) bool { return g.Device != id }
+		r.reevaluate(ctx, slices.DeleteFunc(r.cfg.Ledger.Matching(grants.Everything()), others), cause)
+		return err
 	}
 	r.reevaluate(ctx, r.cfg.Ledger.Matching(grants.Device(d.Identity.Key)), cause)
 	return nil
@@ -234,6 +245,11 @@ func (r *Reactor) reevaluate(ctx context.Context, list []*grants.Grant, cause gr
 // not acknowledge in time.
 func (r *Reactor) Ended(ended []Ended) {
 	r.cfg.Listener.GrantsEnded(ended)
+	r.watchFor(ended)
+}
+
+// watchFor has the links of ended grants cut in a while.
+func (r *Reactor) watchFor(ended []Ended) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.uncut = append(r.uncut, uncut{at: r.cfg.Now().Add(acknowledgeWithin), ended: ended})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/postern-zt/postern/broker/catalog"
 	"github.com/postern-zt/postern/broker/directory"
@@ -15,18 +16,23 @@ import (
 	"github.com/postern-zt/postern/proto/ids"
 )
 
+// retryAfter is when a question that could not be asked is asked again.
+const retryAfter = 5 * time.Second
+
 // Ended is a grant that a re-evaluation or an admin has ended.
 type Ended struct {
-	Grant      *grants.Grant
+	Grant *grants.Grant
+	// Sequence is that of the revocation, which connectors acknowledge.
+	Sequence   uint64
 	Cause      grants.Cause
 	Record     policy.Record
 	Connectors []ids.ConnectorID
 }
 
 // Reevaluate asks again for live grants and revokes those that no longer hold. A question
-// that cannot be asked (a row is gone, the store is away) is answered by the lease: the
-// grant stays until the outage mode ends it, except when what is gone is the user, the
-// device or the app itself.
+// that cannot be asked because the store is away is asked again in a few seconds; a store
+// that stays away ends the streams of connectors, and so the lease. What is gone (the
+// user, the device, the session, the app) ends the grant.
 func (a *Authorizer) Reevaluate(ctx context.Context, list []*grants.Grant, cause grants.Cause) []Ended {
 	var out []Ended
 	for _, g := range list {
@@ -48,7 +54,7 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 		return a.end(g, grants.CauseSessionEnded, policy.Record{}), true
 	}
 	if err != nil {
-		a.log.WarnContext(ctx, "grant not decided again", "grant", g.ID, "error", err)
+		a.later(ctx, g, err)
 		return Ended{}, false
 	}
 	in, err := a.input(ctx, s, app, sourceOf(s.Source), "")
@@ -56,7 +62,7 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 		return a.end(g, cause, policy.Record{}), true
 	}
 	if err != nil {
-		a.log.WarnContext(ctx, "grant not decided again", "grant", g.ID, "error", err)
+		a.later(ctx, g, err)
 		return Ended{}, false
 	}
 	d := a.cfg.Decider.Current().Decide(in)
@@ -71,6 +77,12 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 	}
 	ended := a.end(g, cause, policy.Record{Decision: d})
 	return a.receipt(ctx, ended, in), true
+}
+
+// later has a grant decided again soon: what changed must not be forgotten over an error.
+func (a *Authorizer) later(ctx context.Context, g *grants.Grant, why error) {
+	a.log.WarnContext(ctx, "grant not decided again", "grant", g.ID, "error", why)
+	_ = a.cfg.Ledger.SetReEvaluate(ctx, g.ID, a.cfg.Now().Add(retryAfter)) // it is set in memory; the store is away
 }
 
 // receipt records the refusal behind a revocation, after the revocation: the cut never
@@ -89,17 +101,22 @@ func (a *Authorizer) receipt(ctx context.Context, e Ended, in policy.Input) Ende
 // end revokes one grant at once and remembers why.
 func (a *Authorizer) end(g *grants.Grant, cause grants.Cause, rec policy.Record) Ended {
 	fx := a.cfg.Ledger.Revoke(grants.One(g.ID), cause, a.cfg.Now())
-	e := Ended{Grant: g, Cause: cause, Record: rec, Connectors: fx.Connectors}
+	e := Ended{Grant: g, Sequence: fx.Sequence, Cause: cause, Record: rec, Connectors: fx.Connectors}
 	a.remember(e)
 	a.cfg.Audit.AppendBestEffort(revoked(g, cause))
 	return e
 }
 
-// Revoke ends everything that a target names, because somebody said so.
+// Revoke ends everything that a target names, because somebody said so. The reactor cuts
+// the links of connectors that do not answer.
 func (a *Authorizer) Revoke(t grants.Target, cause grants.Cause, actor ids.UserID) grants.Effect {
 	fx := a.cfg.Ledger.Revoke(t, cause, a.cfg.Now())
 	for _, g := range fx.Grants {
-		a.remember(Ended{Grant: g, Cause: cause})
+		ended := Ended{Grant: g, Sequence: fx.Sequence, Cause: cause, Connectors: g.Connectors}
+		a.remember(ended)
+		a.mu.Lock()
+		a.revoked = append(a.revoked, ended)
+		a.mu.Unlock()
 		e := revoked(g, cause)
 		e.Actor = actor
 		a.cfg.Audit.AppendBestEffort(e)
@@ -141,6 +158,15 @@ func samePorts(app *catalog.App, g *grants.Grant) bool {
 		}
 	}
 	return true
+}
+
+// takeRevoked hands over what Revoke has ended since the last time.
+func (a *Authorizer) takeRevoked() []Ended {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := a.revoked
+	a.revoked = nil
+	return out
 }
 
 // sourceOf reads the address that a session was opened from.

@@ -91,9 +91,9 @@ func (a *API) CutLinks(ctx context.Context, list []authorize.Ended) {
 		a.log.ErrorContext(ctx, "links not cut", "error", err)
 		return
 	}
-	silent := a.cfg.Ledger.Unacknowledged(a.cfg.Ledger.Sequence())
 	c := cut{handles: map[ids.RelayID][]uint64{}, at: a.cfg.Now()}
 	for _, e := range list {
+		silent := a.cfg.Ledger.Unacknowledged(e.Sequence)
 		for _, id := range e.Connectors {
 			con, err := a.cfg.Registry.Connector(ctx, id)
 			if err != nil || !slices.Contains(silent, id) && a.linkInUse(e.Grant, id) {
