@@ -47,8 +47,9 @@ func (d *device) link(path *controlv1.ConnectorPath, kinds ...carrier.Kind) *tun
 		d.w.t.Fatal(err)
 	}
 	var ways []link.Dialer
-	for _, relay := range path.Relays {
-		for _, kind := range kinds {
+	for i := range path.Relays {
+		for k, kind := range kinds { // the second way differs in both, so that it survives the first
+			relay := path.Relays[(i+k)%len(path.Relays)]
 			ways = append(ways, link.Dialer{Name: string(kind) + " " + relay.Relay.Id, Kind: kind, Dial: func(ctx context.Context) (carrier.Carrier, error) {
 				return d.dial(ctx, kind, relay, config)
 			}})
