@@ -73,6 +73,8 @@ type Enforcer struct {
 	guard *guard.Guard
 	saved guard.Mark
 
+	limits limits
+
 	linksMu sync.Mutex // guards links, which is set once
 	links   Links
 }
@@ -236,6 +238,7 @@ func (e *Enforcer) Present(ctx context.Context, p peer.Identity, hello frame.Hel
 // opened is what FlowOpened hands to FlowClosed.
 type opened struct {
 	event chain.Event
+	grant *grant.Grant
 }
 
 // FlowOpened checks a flow and writes its record before anything is dialled
@@ -248,12 +251,16 @@ func (e *Enforcer) FlowOpened(ctx context.Context, rec link.FlowRecord) (any, fr
 	if _, _, code := e.check(g, rec.FlowOpen); code != frame.OK {
 		return nil, code
 	}
+	if !e.limits.open(g) {
+		return nil, frame.TooManyFlows
+	}
 	event := openEvent(g, e.cfg.Self, rec)
 	if err := e.cfg.Recorder.Append(event); err != nil {
+		e.limits.close(g)
 		e.log.ErrorContext(ctx, "flow refused: no record", "error", err)
 		return nil, frame.AuditUnavailable
 	}
-	return &opened{event: event}, frame.OK
+	return &opened{event: event, grant: g}, frame.OK
 }
 
 func (e *Enforcer) check(g *grant.Grant, open link.FlowOpen) (*grant.Assignment, []grant.Target, frame.Code) {
@@ -292,7 +299,7 @@ func (e *Enforcer) Dial(ctx context.Context, t link.MicroTunnel, open link.FlowO
 	if e.cfg.Health != nil {
 		e.cfg.Health.Dialled(g.App, code, time.Since(began))
 	}
-	return conn, code
+	return e.limits.pace(g, conn), code
 }
 
 // FlowClosed writes the one close record of a flow (link.Handler).
@@ -301,6 +308,7 @@ func (e *Enforcer) FlowClosed(rec link.FlowRecord) {
 	if !ok {
 		return
 	}
+	e.limits.close(o.grant)
 	event := o.event
 	event.Kind = chain.FlowClosed
 	event.Details = map[string]string{

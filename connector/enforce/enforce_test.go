@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -55,6 +56,7 @@ func (w *world) Dial(context.Context, *grant.Assignment, []grant.Target, grant.N
 	w.events = append(w.events, "dial")
 	a, b := net.Pipe()
 	w.t.Cleanup(func() { a.Close(); b.Close() })
+	go func() { _, _ = io.Copy(io.Discard, b) }() // ends with the pipe
 	return a, frame.OK
 }
 
