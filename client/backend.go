@@ -12,6 +12,7 @@ import (
 	"github.com/postern-zt/postern/client/localapi"
 	"github.com/postern-zt/postern/client/tunnels"
 	"github.com/postern-zt/postern/netstack/control"
+	"github.com/postern-zt/postern/netstack/link"
 	"github.com/postern-zt/postern/platform/ipc"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/frame"
@@ -255,7 +256,7 @@ func (Backend) Code(err error) (connect.Code, string) {
 		return connect.CodeUnavailable, err.Error()
 	case errors.Is(err, tunnels.ErrUnknownApp):
 		return connect.CodeNotFound, err.Error()
-	case refused, errors.Is(err, tunnels.ErrNoConnector):
+	case refused, errors.Is(err, tunnels.ErrNoConnector), errors.Is(err, link.ErrNoCarrier):
 		return connect.CodeAborted, Sentence(err)
 	case errors.Is(err, context.Canceled):
 		return connect.CodeCanceled, "cancelled"

@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/postern-zt/postern/netstack/link"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 )
 
@@ -24,6 +25,9 @@ var (
 	// ErrClosed says that the tunnels have ended.
 	ErrClosed = errors.New("the client is ending")
 )
+
+// errNotReached is a connector that no carrier reached in time.
+var errNotReached = fmt.Errorf("the connector of this app cannot be reached: %w", link.ErrNoCarrier)
 
 // DeniedError is a refusal by policy.
 type DeniedError struct{ Receipt *controlv1.Receipt }

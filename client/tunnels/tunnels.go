@@ -37,8 +37,11 @@ import (
 const (
 	// openTimeout bounds one Open whose caller is more patient.
 	openTimeout = 30 * time.Second
-	// carrierWait is how long a connector has to be reached while another one is left.
+	// carrierWait is how long a connector has to be reached while another one is left;
+	// lastWait is for the last one: shorter than a program's SYN is held, so that it hears
+	// "unreachable" and not nothing.
 	carrierWait = 5 * time.Second
+	lastWait    = 15 * time.Second
 	// maxTries bounds new grants and rounds over the connectors within one Open; retryPause
 	// grows with each, so that a connector which has just started gets its statement.
 	maxTries   = 4
@@ -212,7 +215,7 @@ func (t *Tunnels) open(ctx context.Context, app session.App, network string, por
 
 // through tries the connectors of a grant in their order.
 func (t *Tunnels) through(ctx context.Context, g *session.Grant, do use) (session.Action, error) {
-	last := ErrNoConnector
+	action, last := session.GiveUp, ErrNoConnector
 	for i, path := range g.Connectors {
 		c, err := t.connector(path)
 		if err != nil {
@@ -231,19 +234,21 @@ func (t *Tunnels) through(ctx context.Context, g *session.Grant, do use) (sessio
 			return session.GiveUp, err
 		case ok && session.After(refusal.Code) != session.TryAnother:
 			return session.After(refusal.Code), err
+		case ok:
+			action = session.TryAnother // a later round may find it ready
 		}
 	}
-	return session.TryAnother, last
+	return action, last
 }
 
 // attempt uses one connector. dialled says that the app may have been tried.
 func (t *Tunnels) attempt(ctx context.Context, c *connector, g *session.Grant, more bool, do use) (dialled bool, err error) {
-	waiting := ctx
+	patience := lastWait
 	if more {
-		limited, cancel := context.WithTimeout(ctx, carrierWait)
-		defer cancel()
-		waiting = limited
+		patience = carrierWait
 	}
+	waiting, cancel := context.WithTimeoutCause(ctx, patience, errNotReached)
+	defer cancel()
 	ref, err := t.present(waiting, c, g)
 	if err != nil {
 		return false, err
