@@ -58,6 +58,9 @@ type Service struct {
 	swap    sync.Mutex // held while a revision is loaded or published, so that none goes back
 	pending chan policy.Record
 	dropped atomic.Uint64
+
+	mu      sync.Mutex                      // guards waiting
+	waiting map[ids.ReceiptID]policy.Record // what pending holds, by receipt: people ask at once
 }
 
 // New returns a service without a revision: it denies everything until Load or Publish.
@@ -69,7 +72,7 @@ func New(cfg Config) (*Service, error) {
 		cfg.Now = time.Now
 	}
 	cfg.Log = cfg.Log.With("component", "decision")
-	return &Service{cfg: cfg, pending: make(chan policy.Record, backlog)}, nil
+	return &Service{cfg: cfg, pending: make(chan policy.Record, backlog), waiting: map[ids.ReceiptID]policy.Record{}}, nil
 }
 
 // Load takes the newest published revision into force; call it at the start and whenever the
@@ -210,11 +213,21 @@ func (s *Service) record(ctx context.Context, rec policy.Record) (policy.Record,
 
 // later hands a refusal to Run. A full backlog drops the newest and counts it.
 func (s *Service) later(rec policy.Record) {
+	s.mu.Lock()
+	s.waiting[rec.Receipt] = rec // before Run can take it
+	s.mu.Unlock()
 	select {
 	case s.pending <- rec:
 	default:
+		s.forget(rec.Receipt)
 		s.dropped.Add(1)
 	}
+}
+
+func (s *Service) forget(receipt ids.ReceiptID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.waiting, receipt)
 }
 
 // Dropped returns how many refusals were not recorded because the store was too slow.
@@ -253,6 +266,7 @@ func (s *Service) drain(ctx context.Context) {
 func (s *Service) write(ctx context.Context, rec policy.Record) {
 	ctx, cancel := context.WithTimeout(ctx, drainTime)
 	defer cancel()
+	defer s.forget(rec.Receipt)
 	rec.Remedies = s.Remedies(rec)
 	if err := s.cfg.Store.PutDecision(ctx, rec); err != nil {
 		s.dropped.Add(1)
@@ -273,8 +287,15 @@ func (s *Service) Remedies(rec policy.Record) []policy.Remedy {
 	return s.current.Load().Remedies(in)
 }
 
-// Recorded returns the decision behind a receipt.
+// Recorded returns the decision behind a receipt, also of a refusal that this broker has
+// given out and not stored yet.
 func (s *Service) Recorded(ctx context.Context, receipt ids.ReceiptID) (policy.Record, error) {
+	s.mu.Lock()
+	rec, ok := s.waiting[receipt]
+	s.mu.Unlock()
+	if ok {
+		return rec, nil
+	}
 	return s.cfg.Store.Decision(ctx, receipt)
 }
 

@@ -149,6 +149,11 @@ func (f *fake) PublishRevision(_ context.Context, r policy.StoredRevision) error
 	return nil
 }
 
+// Decision of this store knows nothing.
+func (f *fake) Decision(context.Context, ids.ReceiptID) (policy.Record, error) {
+	return policy.Record{}, policy.ErrNotFound
+}
+
 func (f *fake) PutDecision(_ context.Context, r policy.Record) error {
 	if f.conflict > 0 {
 		f.conflict--
@@ -226,4 +231,21 @@ func TestRefusalsNeverWait(t *testing.T) {
 			t.Errorf("%d refusals recorded in the end, want 1024", len(f.puts))
 		}
 	})
+}
+
+// A person may ask for the reason before the store has it.
+func TestARefusalIsKnownBeforeItIsStored(t *testing.T) {
+	svc := newService(t, &fake{})
+	rec, err := svc.Decide(t.Context(), request("app_pay"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := svc.Recorded(t.Context(), rec.Receipt)
+	if err != nil || got.Receipt != rec.Receipt || got.Decision.Verdict != policy.VerdictDeny {
+		t.Errorf("Recorded of a receipt just given out = %v, %v", got, err)
+	}
+	runUntil(t, svc, func() {})
+	if _, err := svc.Recorded(t.Context(), rec.Receipt); !errors.Is(err, policy.ErrNotFound) {
+		t.Errorf("Recorded after it was stored = %v, want the answer of the store", err)
+	}
 }
