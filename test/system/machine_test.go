@@ -69,10 +69,11 @@ func (m *machine) with(env ...string) *machine {
 	return &other
 }
 
-// shell prepares a line of shell on the machine.
+// shell prepares a line of shell on the machine. bash replaces itself by a line that is
+// one command, so that signals reach the program.
 func (m *machine) shell(line string) *exec.Cmd {
 	const enter = `mount --bind "$0/lib" /var/lib && mount --bind "$0/run" /run && uid="$1" line="$2" && shift 2 &&
-if [ "$uid" = 0 ]; then exec sh -c "$line"; else exec setpriv --reuid="$uid" --regid="$uid" --clear-groups sh -c "$line"; fi`
+if [ "$uid" = 0 ]; then exec bash -c "$line"; else exec setpriv --reuid="$uid" --regid="$uid" --clear-groups bash -c "$line"; fi`
 	cmd := m.Command(context.Background(), "sh", "-c", enter, m.dir, strconv.Itoa(m.uid), line)
 	cmd.Env = m.env
 	return cmd
