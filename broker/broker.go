@@ -213,8 +213,10 @@ func (b *Broker) openListeners(ctx context.Context) (err error) {
 		return nil
 	}
 	addr := b.tcp.Addr().(*net.TCPAddr)
-	b.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: addr.IP, Port: addr.Port, Zone: addr.Zone})
-	return err
+	if b.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: addr.IP, Port: addr.Port, Zone: addr.Zone}); err != nil {
+		return fmt.Errorf("%w: another program has this port for UDP. Choose another with listen", err)
+	}
+	return nil
 }
 
 // openRelay builds the relay inside the broker and its row.
