@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/postern-zt/postern/client/session"
@@ -16,13 +17,15 @@ import (
 )
 
 // presentTimeout bounds the showing of one grant, the dialling of a carrier included.
-const presentTimeout = openTimeout
+const presentTimeout = 30 * time.Second
 
 // connector is one connector with its link.
 type connector struct {
 	id     ids.ConnectorID
 	key    ids.KeyID
 	client *link.Client
+	// carriers counts the live ones.
+	carriers atomic.Int32
 
 	mu     sync.Mutex // guards the fields below
 	relays []*controlv1.RelayPath
@@ -97,8 +100,12 @@ func (t *Tunnels) newConnector(id ids.ConnectorID, key ids.KeyID, relays []*cont
 func (t *Tunnels) events(c *connector) link.Events {
 	log := t.log.With("connector", c.id)
 	return link.Events{
-		CarrierUp: func(s link.CarrierStatus) { log.Debug("carrier up", "carrier", s.Name, "path", s.Path) },
+		CarrierUp: func(s link.CarrierStatus) {
+			c.carriers.Add(1)
+			log.Debug("carrier up", "carrier", s.Name, "path", s.Path)
+		},
 		CarrierDown: func(name string, err error) {
+			c.carriers.Add(-1)
 			log.Debug("carrier down", "carrier", name, "error", err)
 		},
 		GrantClosed: func(ref link.GrantRef, code frame.Code) {

@@ -35,13 +35,13 @@ import (
 )
 
 const (
-	// openTimeout bounds one Open whose caller is more patient.
-	openTimeout = 30 * time.Second
+	// openTimeout bounds one Open whose caller is more patient. It is longer than the
+	// connector's own dial of an app and shorter than a program's SYN is held.
+	openTimeout = 18 * time.Second
 	// carrierWait is how long a connector has to be reached while another one is left;
-	// lastWait is for the last one: shorter than a program's SYN is held, so that it hears
-	// "unreachable" and not nothing.
+	// lastWait is for the last one.
 	carrierWait = 5 * time.Second
-	lastWait    = 15 * time.Second
+	lastWait    = 12 * time.Second
 	// maxTries bounds new grants and rounds over the connectors within one Open; retryPause
 	// grows with each, so that a connector which has just started gets its statement.
 	maxTries   = 4
@@ -250,6 +250,9 @@ func (t *Tunnels) attempt(ctx context.Context, c *connector, g *session.Grant, m
 	waiting, cancel := context.WithTimeoutCause(ctx, patience, errNotReached)
 	defer cancel()
 	ref, err := t.present(waiting, c, g)
+	if err == nil && c.carriers.Load() == 0 {
+		_, err = c.client.Ping(waiting) // which waits for one: nothing was sent yet
+	}
 	if err != nil {
 		return false, err
 	}
