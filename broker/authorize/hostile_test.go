@@ -182,3 +182,24 @@ func TestAdminsRevocationReachesTheRelays(t *testing.T) {
 		t.Errorf("handed to the relays: %+v, want the grant with sequence %d", w.cut, fx.Sequence)
 	}
 }
+
+// A grant that was given without limits must not outlive the decision that limits.
+func TestTermsAreComparedAgain(t *testing.T) {
+	app := &catalog.App{}
+	given := policy.Terms{MaxFlows: 10, Outage: policy.OutageHold, OutageFor: policy.Duration(time.Minute)}
+	g := grantOf(Request{App: app}, policy.Record{Decision: policy.Decision{Terms: given}}, nil)
+	if !sameTerms(app, given, &g) {
+		t.Errorf("the same terms are not the same: %+v", g)
+	}
+	for name, change := range map[string]func(*policy.Terms){
+		"a rate":         func(t *policy.Terms) { t.RateKbps = 1000 },
+		"fewer flows":    func(t *policy.Terms) { t.MaxFlows = 5 },
+		"cut in outages": func(t *policy.Terms) { t.Outage, t.OutageFor = policy.OutageCut, 0 },
+	} {
+		terms := given
+		change(&terms)
+		if sameTerms(app, terms, &g) {
+			t.Errorf("%s: the grant stays as it was", name)
+		}
+	}
+}

@@ -66,7 +66,7 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 		return Ended{}, false
 	}
 	d := a.cfg.Decider.Current().Decide(in)
-	if d.Verdict.Grants() && covers(d.Verbs, g.Verbs) && samePorts(app, g) {
+	if d.Verdict.Grants() && covers(d.Verbs, g.Verbs) && samePorts(app, g) && sameTerms(app, d.Terms, g) {
 		if err := a.cfg.Ledger.SetReEvaluate(ctx, g.ID, d.ReEvaluateAt); err != nil {
 			a.log.WarnContext(ctx, "time of the next decision not stored", "grant", g.ID, "error", err)
 		}
@@ -158,6 +158,12 @@ func samePorts(app *catalog.App, g *grants.Grant) bool {
 		}
 	}
 	return true
+}
+
+// sameTerms reports whether the grant's limits and outage mode are still those that would
+// be given: a raised risk that limits must not spare whoever came before it.
+func sameTerms(app *catalog.App, t policy.Terms, g *grants.Grant) bool {
+	return bytesPerSecond(app, t) == g.BytesPerSecond && flows(app, t) == g.Flows && outageOf(app, t) == g.Outage
 }
 
 // takeRevoked hands over what Revoke has ended since the last time.
