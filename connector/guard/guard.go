@@ -175,9 +175,11 @@ func (g *Guard) ApplyStatement(envelope []byte, now clock.Time) (Effects, error)
 	if err := g.acceptable(st, now); err != nil {
 		return Effects{}, err
 	}
-	newEpoch := st.Epoch > g.mark.Epoch
-	if newEpoch {
+	if st.Epoch > g.mark.Epoch {
 		g.revoked = revoked{}
+		if g.mark.Epoch != 0 { // a restored broker counts assignments from its backup on
+			g.mark.Assignment = 0
+		}
 	}
 	g.mark.Epoch, g.mark.Sequence, g.mark.Revoked = st.Epoch, st.Sequence, st.Revoked
 	g.state = statement{

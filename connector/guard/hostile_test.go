@@ -1,9 +1,11 @@
 package guard_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/postern-zt/postern/connector/guard"
 	"github.com/postern-zt/postern/proto/frame"
 	"github.com/postern-zt/postern/proto/grant"
 )
@@ -72,5 +74,22 @@ func TestLostTargetEndsGrants(t *testing.T) {
 	}
 	if ended := assign(3, moved); ended[string(g.ID)] != frame.NotAssigned {
 		t.Errorf("the target moved: ended %v, want the grant", ended)
+	}
+}
+
+// A broker that was restored from yesterday numbers its assignments lower than before.
+func TestRestoredBrokerAssignsAgain(t *testing.T) {
+	f := setUp(t)
+	f.assign(7, wiki)
+	if _, err := f.SetAssignment(assignment(broker, 5, payroll)); !errors.Is(err, guard.ErrOld) {
+		t.Errorf("an older assignment of the same epoch: %v, want ErrOld", err)
+	}
+	f.state(func(st *grant.Statement) { st.Epoch = 2 })
+	f.assign(5, payroll)
+	if _, ok := f.Assignment().Find(payroll); !ok {
+		t.Error("the assignment of the restored broker is not in force")
+	}
+	if _, err := f.SetAssignment(assignment(broker, 4, wiki)); !errors.Is(err, guard.ErrOld) {
+		t.Errorf("an older assignment of the new epoch: %v, want ErrOld", err)
 	}
 }
