@@ -133,12 +133,14 @@ func (s users) DisableUser(ctx context.Context, req *connect.Request[adminv1.Use
 	if err != nil {
 		return nil, err
 	}
+	live := len(s.cfg.Ledger.Matching(grants.User(u.ID))) // the reactor may be faster than we
 	// Also when it cannot be written down the user's access ends, and the answer says so.
 	disabled := s.cfg.Identity.Disable(ctx, u.ID)
 	if errors.Is(disabled, directory.ErrLastOwner) {
 		return nil, disabled
 	}
 	fx, err := s.endUser(ctx, u, session.CauseUserDisabled, grants.CauseUserDisabled, "disable user", req.Msg.Reason)
+	fx.Grants = max(fx.Grants, int32(live))
 	return respond(fx, errors.Join(disabled, err))
 }
 
