@@ -17,9 +17,6 @@ import (
 const (
 	renewRetryMin = 30 * time.Second
 	renewRetryMax = time.Hour
-	// renewRetryExpired bounds the retries of a member that can do nothing else: it is to
-	// be back soon after its broker is.
-	renewRetryExpired = 2 * time.Minute
 	// renewAgain is the least time between two renewals: a clock far ahead makes every
 	// certificate look old.
 	renewAgain = 10 * time.Minute
@@ -126,7 +123,7 @@ func (m *Member) KeepRenewed(ctx context.Context, renew func(ctx context.Context
 			wait, retry = jitter(min(retry, m.patience())), min(2*retry, renewRetryMax)
 			continue
 		}
-		retry, wait = renewRetryMin, m.untilRenewal()
+		retry, wait = renewRetryMin, max(jitter(renewAgain), m.untilRenewal())
 	}
 }
 
@@ -150,14 +147,6 @@ func (m *Member) renewOnce(ctx context.Context, renew func(context.Context, []by
 func (m *Member) patience() time.Duration {
 	if m.now().After(m.NotAfter()) {
 		return renewRetryMin
-	}
-	return renewRetryMax
-}
-
-// longestRetry is how long a failed renewal may rest.
-func (m *Member) longestRetry() time.Duration {
-	if m.now().After(m.NotAfter()) {
-		return renewRetryExpired
 	}
 	return renewRetryMax
 }
