@@ -299,7 +299,7 @@ func (e *Enforcer) Dial(ctx context.Context, t link.MicroTunnel, open link.FlowO
 	if e.cfg.Health != nil {
 		e.cfg.Health.Dialled(g.App, code, time.Since(began))
 	}
-	return e.limits.pace(g, conn), code
+	return e.limits.pace(ctx, g, conn), code
 }
 
 // FlowClosed writes the one close record of a flow (link.Handler).

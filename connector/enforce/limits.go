@@ -83,7 +83,7 @@ func (l *limits) usageLocked(g *grant.Grant, now time.Time) *usage {
 
 // pace holds conn to the rate of the grant, which all its flows share; conn as it is for a
 // grant without one.
-func (l *limits) pace(g *grant.Grant, conn net.Conn) net.Conn {
+func (l *limits) pace(ctx context.Context, g *grant.Grant, conn net.Conn) net.Conn {
 	if g.BytesPerSecond == 0 || conn == nil {
 		return conn
 	}
@@ -91,7 +91,7 @@ func (l *limits) pace(g *grant.Grant, conn net.Conn) net.Conn {
 	u := l.usageLocked(g, time.Now())
 	l.mu.Unlock()
 	p := &pacedConn{Conn: conn, up: u.up, down: u.down}
-	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx)) // ctx is that of the dial
 	return p
 }
 
