@@ -158,6 +158,9 @@ type Join struct {
 // String leaves the token out.
 func (j Join) String() string { return "join of " + j.Name }
 
+// GoString leaves the token out.
+func (j Join) GoString() string { return j.String() }
+
 // Join redeems a token and stores the membership. It returns what became of the apps that
 // were to be published.
 func (s *Store) Join(ctx context.Context, j Join) (Membership, []*controlv1.PublishResult, error) {
@@ -186,6 +189,9 @@ func (s *Store) Join(ctx context.Context, j Join) (Membership, []*controlv1.Publ
 	if err != nil {
 		return Membership{}, nil, err
 	}
+	if err := member.SetChain(resp.Msg.ChainDer); err != nil {
+		return Membership{}, nil, fmt.Errorf("answer of the broker: %w", err)
+	}
 	m, err := membership(broker, ca, resp.Msg)
 	if err != nil {
 		return Membership{}, nil, err
@@ -212,9 +218,6 @@ func membership(broker control.Broker, ca []byte, resp *controlv1.JoinResponse) 
 	site, err := ids.Parse[ids.SiteID](resp.SiteId)
 	if err != nil {
 		return Membership{}, fmt.Errorf("answer of the broker: %w", err)
-	}
-	if len(resp.ChainDer) == 0 {
-		return Membership{}, errors.New("answer of the broker: no certificate")
 	}
 	return Membership{
 		URL: broker.String(), Connector: id, Site: site, SiteName: resp.SiteName, Chain: resp.ChainDer, CA: ca,
