@@ -36,6 +36,7 @@ type bench struct {
 	samples  map[string][]sample           // by path and direction
 	opens    map[string]opened             // by path
 	memory   map[string]map[string]float64 // MB by path and role, at the end
+	busy     string                        // load of the machine before the bench
 }
 
 func TestBench(t *testing.T) {
@@ -53,6 +54,7 @@ func TestBench(t *testing.T) {
 // newBench builds programs and network and starts everything.
 func newBench(t *testing.T) *bench {
 	t.Helper()
+	busy := machineLoad()
 	dir, err := os.MkdirTemp("", "ptb") // short: it holds local sockets
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) }) // of the temporary directory
@@ -64,7 +66,8 @@ func newBench(t *testing.T) *bench {
 	}
 	n := newNetwork(t, laptops...)
 	b := &bench{
-		t: t, net: n, app: startApp(t, n.connector),
+		busy: busy,
+		t:    t, net: n, app: startApp(t, n.connector),
 		samples: map[string][]sample{}, opens: map[string]opened{}, memory: map[string]map[string]float64{},
 	}
 	h := n.laptops[laptopReference]
@@ -165,8 +168,8 @@ func (b *bench) conditions() string {
 		wireMode = "plain: offloads on"
 	}
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s; MTU 1500; congestion control %s on both ends; windows of %v, median of %d rounds, interleaved; load average %s\n",
-		wireMode, congestion, window, rounds(), machineLoad())
+	fmt.Fprintf(&s, "%s; MTU 1500; congestion control %s on both ends; windows of %v, median of %d rounds, interleaved; load average before %s, after %s\n",
+		wireMode, congestion, window, rounds(), b.busy, machineLoad())
 	for _, p := range b.paths() {
 		if len(p.pids) > 0 {
 			fmt.Fprintf(&s, "MB resident at the end, %s: %s\n", p.name, roles(b.memory[p.name]))

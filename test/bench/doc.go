@@ -12,7 +12,8 @@
 // that carrier and the kernel's counters at the relay agree.
 //
 // The setting is @wire: segmentation offload is off on every cable, so that packets cross
-// it in the size of a wire. Congestion control is cubic on both ends of every TCP connection, by socket and by route, and is read back.
+// it in the size of a wire. Congestion control is cubic on both ends of every TCP
+// connection, by socket and by route, and is read back.
 //
 // Rows without a carrier in their name (open/warm/p50, cpu/client) are those of the TLS
 // carrier with the tunnel interface; "reference" is wireguard-go, and a direct connection
