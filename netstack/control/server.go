@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -37,7 +38,7 @@ func NewServer(handler http.Handler) *Server {
 		PingTimeout:          pingTimeout,
 		WriteByteTimeout:     pingTimeout,
 	}
-	s.base = http.Server{MaxHeaderBytes: 32 << 10, ReadTimeout: requestTimeout}
+	s.base = http.Server{ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug), MaxHeaderBytes: 32 << 10, ReadTimeout: requestTimeout}
 	return s
 }
 
