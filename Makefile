@@ -34,7 +34,7 @@ build: ## build the programs into ./bin
 
 .PHONY: demo
 demo: build ## show the product on this machine; ONCE=1 ends by itself
-	@./bin/postern-broker demo $(if $(ONCE),--once)
+	@./bin/postern-broker demo $(if $(ONCE),--once) $(if $(PROXY),--proxy)
 
 .PHONY: deps
 deps:

@@ -124,16 +124,18 @@ func (d *demo) build(ctx context.Context) (err error) {
 		return err
 	}
 	if d.wantsTunnel() {
-		d.net, err = newSpaces(ctx, d.dir)
-		d.door = &tunnelDoor{d}
-		return err
+		if d.net, err = newSpaces(ctx); err == nil {
+			d.door = &tunnelDoor{d}
+			return nil
+		}
+		fmt.Fprintf(d.cfg.Out, "\n  This machine gives no network namespaces or no tunnel interface (%v): loopback instead.\n", err)
 	}
 	d.net, err = newLoopback()
 	d.door = &proxyDoor{demo: d}
 	return err
 }
 
-// wantsTunnel reports whether this process may make namespaces and interfaces.
+// wantsTunnel reports whether this process may try to make namespaces and interfaces.
 func (d *demo) wantsTunnel() bool {
 	if d.cfg.Proxy || os.Geteuid() != 0 || !spacesSupported() {
 		return false

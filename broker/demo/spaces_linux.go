@@ -18,6 +18,7 @@ import (
 const (
 	spacesDir = "/run/netns"
 	etcDir    = "/etc/netns"
+	tunDevice = "/dev/net/tun"
 )
 
 // Addresses of the namespaces. Nothing of them is seen outside.
@@ -40,7 +41,12 @@ func spacesSupported() bool {
 	return err == nil
 }
 
-func newSpaces(ctx context.Context, _ string) (network, error) {
+func newSpaces(ctx context.Context) (network, error) {
+	tun, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	tun.Close()
 	s := &spaces{prefix: fmt.Sprintf("postern-demo-%d-", os.Getpid())}
 	if err := s.build(ctx); err != nil {
 		return nil, errors.Join(err, s.remove(context.WithoutCancel(ctx)))

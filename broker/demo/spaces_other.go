@@ -10,4 +10,4 @@ import (
 // spacesSupported reports whether this system has network namespaces.
 func spacesSupported() bool { return false }
 
-func newSpaces(context.Context, string) (network, error) { return nil, errors.ErrUnsupported }
+func newSpaces(context.Context) (network, error) { return nil, errors.ErrUnsupported }
