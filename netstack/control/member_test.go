@@ -57,7 +57,7 @@ func (f *authorityFake) member(age, d time.Duration) (m *control.Member, install
 			f.t.Errorf("KeepRenewed = %v", err)
 		}
 	})
-	time.Sleep(d) // on the bubble's clock
+	<-time.After(d) // on the bubble's clock
 	cancel()
 	wg.Wait()
 	return m, installed
