@@ -11,8 +11,8 @@ import (
 	"github.com/postern-zt/postern/proto/ticket"
 )
 
-// asked is the number of the one question that may be answered.
-const asked = 99
+// goodQuestion is the number of the one question that may be answered.
+const goodQuestion = 99
 
 // TestUDPPortAnswersOnlyTickets: nothing that a stranger can send is answered; a valid
 // ticket gets its cookie, which is no larger than the question (invariant 5).
@@ -27,7 +27,7 @@ func TestUDPPortAnswersOnlyTickets(t *testing.T) {
 	var key ticket.MACKey
 	copy(key[:], path.MacKey)
 	handle := ticket.Handle(path.Handle)
-	good := wire.AppendBind(nil, handle, asked, nil, path.Ticket, key)
+	good := wire.AppendBind(nil, handle, goodQuestion, nil, path.Ticket, key)
 	for _, p := range strangers(good, path.Ticket, handle) {
 		if _, err := c.Write(p); err != nil {
 			t.Fatal(err)
@@ -44,7 +44,7 @@ func TestUDPPortAnswersOnlyTickets(t *testing.T) {
 	if err != nil {
 		t.Fatalf("a valid ticket was not answered: %v", err)
 	}
-	if counter, _, err := wire.ParseCookie(answer[:n]); err != nil || counter != asked || n > len(good) {
+	if counter, _, err := wire.ParseCookie(answer[:n]); err != nil || counter != goodQuestion || n > len(good) {
 		t.Errorf("the first answer is for question %d and has %d bytes, the question had %d: %v", counter, n, len(good), err)
 	}
 }
