@@ -50,11 +50,9 @@ type demo struct {
 	programs []*program
 	started  time.Time
 	broker   *program
-	client   *program
 	url      string
 	owner    string
 	invite   string
-	token    string
 	admin    *admin
 	rule     string
 	door     door

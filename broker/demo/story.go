@@ -120,7 +120,6 @@ func (d *demo) startConnector(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	d.token = token
 	c, err := d.start(ctx, spec{
 		on: siteHost, name: "postern-connector", stdin: token + "\n",
 		args: []string{

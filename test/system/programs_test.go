@@ -9,8 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"github.com/postern-zt/postern/test/netns"
 )
 
 // Exit codes of the programs for a refused connection.
@@ -32,15 +30,36 @@ func host(app string) string { return app + "." + suffix }
 // TestProgramsThroughTunnel uses real programs on the laptop that know nothing of us.
 func TestProgramsThroughTunnel(t *testing.T) {
 	o := newOffice(t, wikiAddr, filesAddr, dbAddr, dnsAddr)
+	ann := o.connectLaptop()
+	testPrograms(t, ann)
+	o.carriedBy(t, ann, "quic")
+	o.verifyAudit(t)
+}
+
+// TestProgramsThroughTunnelWithoutUDP does the same in a network that passes TCP only.
+func TestProgramsThroughTunnelWithoutUDP(t *testing.T) {
+	o := newOffice(t, wikiAddr, filesAddr, dbAddr, dnsAddr)
+	o.laptop.NFT("table inet noudp { chain out { type filter hook output priority 0; oifname != lo udp dport 8443 drop; }; }")
+	ann := o.connectLaptop()
+	testPrograms(t, ann)
+	o.carriedBy(t, ann, "tls")
+	o.verifyAudit(t)
+}
+
+// connectLaptop starts everything and signs ann in at the daemon.
+func (o *office) connectLaptop() (ann *machine) {
+	o.t.Helper()
 	o.startServices()
 	o.open()
-	o.laptop.start("posternd run", "")
-	ann := o.laptop.as(nobody)
-	netns.Wait(t, patience, "the daemon answers", func() bool { return o.laptop.has("run/postern/client/local.sock") })
+	o.startDaemon()
+	ann = o.laptop.as(nobody)
 	up := ann.start("postern up '"+o.url+"'", "")
 	o.signIn(up)
 	up.finish()
+	return ann
+}
 
+func testPrograms(t *testing.T, ann *machine) {
 	t.Run("curl", func(t *testing.T) { testCurl(t, ann, "", curlRefused) })
 	t.Run("ssh", func(t *testing.T) { testSSH(t, ann, "") })
 	t.Run("scp", func(t *testing.T) { testSCP(t, ann, "") })
@@ -49,7 +68,14 @@ func TestProgramsThroughTunnel(t *testing.T) {
 		testPSQL(t, ann, func(app string) (string, string) { return host(app), "5432" })
 	})
 	t.Run("dig", func(t *testing.T) { testDig(t, ann) })
-	o.verifyAudit(t)
+}
+
+// carriedBy checks what the client says about its link.
+func (o *office) carriedBy(t *testing.T, ann *machine, carrier string) {
+	t.Helper()
+	if out := ann.on(t).must("postern status"); !strings.Contains(out, " "+carrier+" relay ") {
+		t.Errorf("the link does not use %s:\n%s", carrier, out)
+	}
 }
 
 // TestProgramsThroughProxy does the same without root and without the daemon.
