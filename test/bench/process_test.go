@@ -76,8 +76,6 @@ func launch(t *testing.T, h *netns.Host, env []string, stdin string, name string
 	p := &program{out: &transcript{}, done: make(chan struct{})}
 	p.cmd = h.Command(context.Background(), name, args...)
 	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, env...)
-	// Nothing goes on when the bench is killed.
-	p.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = bytes.NewBufferString(stdin), p.out, p.out
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("start %s: %v", name, err)
