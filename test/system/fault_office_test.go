@@ -43,7 +43,9 @@ func newFaulty(t *testing.T, relays int, config string) *faulty {
 	w := netns.New(t)
 	o := &office{t: t, broker: newMachine(t, w, "broker"), site: newMachine(t, w, "site"), laptop: newMachine(t, w, "laptop")}
 	internet := w.Switch("internet")
-	plug := func(m *machine, addr string) { internet.Attach(m.Host, netip.PrefixFrom(netip.MustParseAddr(addr), 24)) }
+	plug := func(m *machine, addr string) {
+		internet.Attach(m.Host, netip.PrefixFrom(netip.MustParseAddr(addr), 24))
+	}
 	plug(o.broker, brokerAddr)
 	plug(o.site, siteAddr)
 	plug(o.laptop, laptopAddr)
