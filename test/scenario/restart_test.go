@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/postern-zt/postern/netstack/carrier"
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/frame"
 )
 
@@ -46,6 +47,14 @@ func TestBrokerRestart(t *testing.T) {
 		t.Errorf("the revocation sequence went from %d to %d", sequence, m)
 	}
 	kept.flow.Close()
+	s.stop() // what it held in memory is gone: only the broker knows what was revoked
+	s.start()
+	s.await()
+	for _, resp := range []*controlv1.AuthorizeResponse{gone, kept.resp} {
+		if _, err := kept.tn.present(resp.Grant); frame.CodeOf(err) != frame.Revoked {
+			t.Errorf("a revoked grant after both were restarted: %v", err)
+		}
+	}
 }
 
 // revoked is the highest revocation that the connector has on disk.
