@@ -46,7 +46,7 @@ type Listener interface {
 	// whose state is new.
 	UserChanged(id ids.UserID)
 	SessionChanged(ctx context.Context, id ids.SessionID)
-	DeviceChanged(id ids.DeviceID)
+	DeviceChanged(ctx context.Context, id ids.DeviceID)
 	ConnectorChanged(id ids.ConnectorID)
 	RelaysChanged()
 	// CutLinks ends at the relays the links of grants whose connectors did not answer.
@@ -210,7 +210,7 @@ func (r *Reactor) device(ctx context.Context, id ids.DeviceID, topic string) err
 	cause := grants.CauseFactsChanged
 	if topic == registry.TopicDevice {
 		cause = grants.CauseDeviceBlocked
-		r.cfg.Listener.DeviceChanged(id)
+		r.cfg.Listener.DeviceChanged(ctx, id)
 	}
 	d, err := r.cfg.Sources.Device(ctx, id)
 	if err != nil { // it is gone, or cannot be read: its grants are found by its id

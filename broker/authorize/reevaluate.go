@@ -75,27 +75,25 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 	if d.Verdict.Grants() {
 		return a.end(g, grants.CauseAppChanged, policy.Record{}), true
 	}
-	ended := a.end(g, cause, policy.Record{Decision: d})
-	return a.receipt(ctx, ended, in), true
+	return a.refuse(ctx, g, in, cause)
+}
+
+// refuse takes the receipt of a refusal first and revokes then, so that whoever is told of
+// the end is told why. The receipt is written behind the answer: a cut never waits for the
+// disk.
+func (a *Authorizer) refuse(ctx context.Context, g *grants.Grant, in policy.Input, cause grants.Cause) (Ended, bool) {
+	rec, err := a.cfg.Decider.Decide(ctx, in)
+	if err == nil && rec.Decision.Verdict.Grants() {
+		a.later(ctx, g, errors.New("the policy changed meanwhile"))
+		return Ended{}, false
+	}
+	return a.end(g, cause, rec), true
 }
 
 // later has a grant decided again soon: what changed must not be forgotten over an error.
 func (a *Authorizer) later(ctx context.Context, g *grants.Grant, why error) {
 	a.log.WarnContext(ctx, "grant not decided again", "grant", g.ID, "error", why)
 	_ = a.cfg.Ledger.SetReEvaluate(ctx, g.ID, a.cfg.Now().Add(retryAfter)) // it is set in memory; the store is away
-}
-
-// receipt records the refusal behind a revocation, after the revocation: the cut never
-// waits for the disk.
-func (a *Authorizer) receipt(ctx context.Context, e Ended, in policy.Input) Ended {
-	rec, err := a.cfg.Decider.Decide(ctx, in)
-	if err != nil {
-		a.log.WarnContext(ctx, "refusal behind a revocation not recorded", "grant", e.Grant.ID, "error", err)
-		return e
-	}
-	e.Record = rec
-	a.remember(e)
-	return e
 }
 
 // end revokes one grant at once and remembers why.

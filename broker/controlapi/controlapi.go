@@ -36,6 +36,7 @@ import (
 	"github.com/postern-zt/postern/broker/session"
 	"github.com/postern-zt/postern/broker/tickets"
 	"github.com/postern-zt/postern/netstack/control"
+	"github.com/postern-zt/postern/netstack/relay"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
 	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/ticket"
@@ -60,6 +61,7 @@ const (
 // Relay is what controlapi does to the relay inside this broker; others hear by stream.
 type Relay interface {
 	Cut(handles ...ticket.Handle)
+	Revoke(rv relay.Revocation)
 }
 
 // Config is what the API calls; all fields are required but those marked.

@@ -10,6 +10,7 @@ import (
 	"github.com/postern-zt/postern/broker/grants"
 	"github.com/postern-zt/postern/broker/push"
 	"github.com/postern-zt/postern/broker/session"
+	"github.com/postern-zt/postern/netstack/relay"
 	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/ticket"
 )
@@ -64,8 +65,15 @@ func (a *API) SessionChanged(ctx context.Context, id ids.SessionID) {
 	a.devices.MarkAll(push.Session)
 }
 
-// DeviceChanged wakes the device's stream, which ends if the device is blocked.
-func (a *API) DeviceChanged(id ids.DeviceID) { a.devices.Mark(id, push.Session) }
+// DeviceChanged wakes the device's stream, which ends if the device is blocked. The relays
+// then refuse its tickets too, which live longer than its grants.
+func (a *API) DeviceChanged(ctx context.Context, id ids.DeviceID) {
+	a.devices.Mark(id, push.Session)
+	d, err := a.cfg.Registry.Device(ctx, id)
+	if err == nil && d.Usable() != nil {
+		a.cut(cut{holders: [][]byte{d.Identity.Key[:]}, at: a.cfg.Now()})
+	}
+}
 
 // ConnectorChanged wakes the connector's stream, which ends if it is blocked, and tells
 // devices, for their grants may name it.
@@ -126,6 +134,13 @@ func (a *API) cut(c cut) {
 			hs = append(hs, ticket.Handle(h))
 		}
 		a.cfg.Relay.Cut(hs...)
+		if len(c.holders) > 0 {
+			rv := relay.Revocation{At: c.at}
+			for _, k := range c.holders {
+				rv.Holders = append(rv.Holders, ids.KeyID(k))
+			}
+			a.cfg.Relay.Revoke(rv)
+		}
 	}
 	a.cuts.add(c)
 	a.relays.MarkAll(push.Cuts)
