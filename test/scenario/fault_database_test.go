@@ -269,7 +269,7 @@ func (w *world) restore(secret backup.Secret, saved, records []byte) {
 	if err != nil {
 		w.t.Fatalf("finish the restore: %v", err)
 	}
-	w.t.Logf("finished: %+v", report)
+	w.t.Logf("finished: %d taken away again, %d listed", len(report.Applied), len(report.Listed))
 }
 
 // TestFaultPortTaken: a broker whose port another program has says so, for TCP and for UDP,
