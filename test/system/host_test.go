@@ -23,7 +23,7 @@ func TestDaemonLeavesTheHostAsItWas(t *testing.T) {
 	serveWiki(t, o.site, wikiAddr+":80")
 	o.open()
 	ann := o.laptop.as(nobody)
-	before := o.laptop.must(hostState)
+	before := o.settledState()
 
 	daemon := o.startDaemon()
 	up := ann.start("postern up '"+o.url+"'", "")
@@ -66,6 +66,17 @@ func TestDaemonLeavesTheHostAsItWas(t *testing.T) {
 		daemon.stop()
 		o.sameAs(t, before)
 	})
+}
+
+// settledState is the state of the laptop once its IPv6 addresses have passed the check
+// for duplicates, which the kernel makes in its own time.
+func (o *office) settledState() (state string) {
+	o.t.Helper()
+	netns.Wait(o.t, patience, "the laptop's addresses are settled", func() bool {
+		state = o.laptop.must(hostState)
+		return !strings.Contains(state, "tentative")
+	})
+	return state
 }
 
 // startDaemon starts posternd and waits until it answers.
