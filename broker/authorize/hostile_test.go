@@ -138,7 +138,8 @@ func (w *world) CatalogChanged()                               {}
 func (w *world) PolicyChanged()                                {}
 func (w *world) UserChanged(ids.UserID)                        {}
 func (w *world) SessionChanged(context.Context, ids.SessionID) {}
-func (w *world) DeviceChanged(context.Context, ids.DeviceID)   {}
+func (w *world) DeviceChanged(ids.DeviceID)                    {}
+func (w *world) CutDevice(context.Context, ids.DeviceID)       {}
 func (w *world) ConnectorChanged(ids.ConnectorID)              {}
 func (w *world) RelaysChanged()                                {}
 func (w *world) CutLinks(_ context.Context, list []Ended)      { w.cut = append(w.cut, list...) }

@@ -46,11 +46,13 @@ type Listener interface {
 	// whose state is new.
 	UserChanged(id ids.UserID)
 	SessionChanged(ctx context.Context, id ids.SessionID)
-	DeviceChanged(ctx context.Context, id ids.DeviceID)
+	DeviceChanged(id ids.DeviceID)
 	ConnectorChanged(id ids.ConnectorID)
 	RelaysChanged()
 	// CutLinks ends at the relays the links of grants whose connectors did not answer.
 	CutLinks(ctx context.Context, list []Ended)
+	// CutDevice has the relays refuse the tickets of a device that is blocked or removed.
+	CutDevice(ctx context.Context, id ids.DeviceID)
 }
 
 // ReactorConfig is what a Reactor needs.
@@ -81,10 +83,12 @@ type Reactor struct {
 	uncut []uncut
 }
 
-// uncut is a batch of ended grants whose connectors have not acknowledged yet.
+// uncut is a batch of ended grants whose connectors have not acknowledged yet, or a device
+// that may have to go.
 type uncut struct {
-	at    time.Time
-	ended []Ended
+	device ids.DeviceID
+	at     time.Time
+	ended  []Ended
 }
 
 // NewReactor returns a Reactor.
@@ -210,7 +214,8 @@ func (r *Reactor) device(ctx context.Context, id ids.DeviceID, topic string) err
 	cause := grants.CauseFactsChanged
 	if topic == registry.TopicDevice {
 		cause = grants.CauseDeviceBlocked
-		r.cfg.Listener.DeviceChanged(ctx, id)
+		r.cfg.Listener.DeviceChanged(id)
+		r.cutSoon(uncut{device: id})
 	}
 	d, err := r.cfg.Sources.Device(ctx, id)
 	if err != nil { // it is gone, or cannot be read: its grants are found by its id
@@ -250,9 +255,16 @@ func (r *Reactor) Ended(ended []Ended) {
 
 // watchFor has the links of ended grants cut in a while.
 func (r *Reactor) watchFor(ended []Ended) {
+	r.cutSoon(uncut{ended: ended})
+}
+
+// cutSoon has something cut at the relays after the connectors had their time: they end
+// flows with a word to the program, a relay only with silence.
+func (r *Reactor) cutSoon(u uncut) {
+	u.at = r.cfg.Now().Add(acknowledgeWithin)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.uncut = append(r.uncut, uncut{at: r.cfg.Now().Add(acknowledgeWithin), ended: ended})
+	r.uncut = append(r.uncut, u)
 }
 
 // cutLate hands batches whose time is over to the listener.
@@ -266,6 +278,10 @@ func (r *Reactor) cutLate(ctx context.Context, now time.Time) {
 	r.uncut = r.uncut[n:]
 	r.mu.Unlock()
 	for _, u := range late {
+		if u.device != "" {
+			r.cfg.Listener.CutDevice(ctx, u.device)
+			continue
+		}
 		r.cfg.Listener.CutLinks(ctx, u.ended)
 	}
 }

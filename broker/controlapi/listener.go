@@ -65,10 +65,12 @@ func (a *API) SessionChanged(ctx context.Context, id ids.SessionID) {
 	a.devices.MarkAll(push.Session)
 }
 
-// DeviceChanged wakes the device's stream, which ends if the device is blocked. The relays
-// then refuse its tickets too, which live longer than its grants.
-func (a *API) DeviceChanged(ctx context.Context, id ids.DeviceID) {
-	a.devices.Mark(id, push.Session)
+// DeviceChanged wakes the device's stream, which ends if the device is blocked.
+func (a *API) DeviceChanged(id ids.DeviceID) { a.devices.Mark(id, push.Session) }
+
+// CutDevice has the relays refuse the tickets of a device that is blocked or removed: they
+// live longer than its grants.
+func (a *API) CutDevice(ctx context.Context, id ids.DeviceID) {
 	d, err := a.cfg.Registry.Device(ctx, id)
 	if err == nil && d.Usable() != nil {
 		a.cut(cut{holders: [][]byte{d.Identity.Key[:]}, at: a.cfg.Now()})
