@@ -312,6 +312,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		{Name: "reactor", Run: b.reactor.Run},
 		{Name: "due", Run: b.reactor.RunDue},
 		{Name: "sessions", Run: b.runSessions},
+		{Name: "reverify", Run: b.runReverify},
 		{Name: "presence", Run: b.runPresence},
 		{Name: "drain", Run: func(ctx context.Context) error { return b.drain(ctx, stop) }},
 	}

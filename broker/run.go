@@ -10,8 +10,9 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/postern-zt/postern/broker/identity"
-	"github.com/postern-zt/postern/broker/session"
+	"github.com/postern-zt/postern/broker/catalog"
+	"github.com/postern-zt/postern/broker/policy"
+	"github.com/postern-zt/postern/broker/reverify"
 	"github.com/postern-zt/postern/broker/store"
 	"github.com/postern-zt/postern/broker/trust"
 	"github.com/postern-zt/postern/platform/daemon"
@@ -21,8 +22,6 @@ import (
 const (
 	sessionsEvery = time.Minute
 	presenceEvery = 15 * time.Second
-	// reverifyEvery is how often the issuer is asked about everybody who is signed in.
-	reverifyEvery = 5 * time.Minute
 	readyTimeout  = 3 * time.Second
 	shutdownTime  = 2 * time.Second
 )
@@ -41,7 +40,7 @@ func (b *Broker) serveRelay(ctx context.Context, conn *tls.Conn) {
 	}
 }
 
-// runSessions ends sessions whose time is over and asks issuers again.
+// runSessions ends sessions whose time is over.
 func (b *Broker) runSessions(ctx context.Context) error {
 	tick := time.NewTicker(sessionsEvery)
 	defer tick.Stop()
@@ -56,44 +55,41 @@ func (b *Broker) runSessions(ctx context.Context) error {
 			b.log.WarnContext(ctx, "sessions not ended", "error", err)
 		}
 		b.api.SessionsEnded(ended)
-		b.reverify(ctx)
 	}
 }
 
-// reverify asks the issuers about users whose last confirmation is too old. A user whom
+// runReverify asks the issuers about users whose last confirmation is too old. A user whom
 // the issuer no longer confirms is refused by the directory, and the reactor acts on it.
-func (b *Broker) reverify(ctx context.Context) {
-	live, err := b.sessions.List(ctx, session.Filter{})
-	if err != nil {
-		b.log.WarnContext(ctx, "sessions not verified again", "error", err)
-		return
-	}
-	for _, s := range live {
-		if time.Since(s.LastVerified) < reverifyEvery {
-			continue
-		}
-		outcome, err := b.identity.Reverify(ctx, s.User)
-		if err != nil {
-			b.log.WarnContext(ctx, "user not verified again", "user", s.User, "error", err)
-		}
-		if err := b.verified(ctx, s, outcome, err); err != nil {
-			b.log.WarnContext(ctx, "verification not noted", "session", s.ID, "error", err)
-		}
-	}
+func (b *Broker) runReverify(ctx context.Context) error {
+	return reverify.Run(ctx, reverify.Config{
+		Sessions: b.sessions, Issuers: b.identity, Log: b.log,
+		Interval: func() time.Duration { return reverifyInterval(b.decide.Current(), b.catalog.Current().Apps()) },
+	})
 }
 
-func (b *Broker) verified(ctx context.Context, s session.Session, outcome identity.Outcome, asked error) error {
-	switch {
-	case asked == nil && (outcome == identity.OutcomeFresh || outcome == identity.OutcomeNone):
-		_, err := b.sessions.Verified(ctx, s.ID, time.Now())
-		return err
-	case outcome == identity.OutcomeRefused:
-		_, err := b.sessions.End(ctx, s.ID, session.CauseIssuer, time.Now())
-		return err
-	default:
-		_, err := b.sessions.SetStale(ctx, s.ID, session.IdentityStale, true)
-		return err
+// noAppsInterval holds while there is no app, so that no class is in use.
+const noAppsInterval = 5 * time.Minute
+
+// reverifyInterval is the strictest that the policy asks for the classes in use. Where
+// nothing says how long a confirmation lasts, it is the shortest.
+func reverifyInterval(rev *policy.Revision, apps []*catalog.App) time.Duration {
+	if rev == nil {
+		return reverify.Shortest
 	}
+	var every time.Duration
+	for _, app := range apps {
+		row, ok := rev.Class(policy.Class(app.Class))
+		if !ok {
+			return reverify.Shortest
+		}
+		if d := time.Duration(row.ReVerify); every == 0 || d < every {
+			every = d
+		}
+	}
+	if every == 0 {
+		return noAppsInterval
+	}
+	return max(every, reverify.Shortest)
 }
 
 // runPresence says that this broker lives.

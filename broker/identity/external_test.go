@@ -233,6 +233,9 @@ func TestReverifyWhileTheIssuerIsDownIsStale(t *testing.T) {
 	tokens := w.mustSignIn(atCompany())
 	u, _ := w.carolNow(issuer.ID)
 	idp.Down(true)
+	if got, err := w.svc.AskedOf(t.Context(), u.ID); got != issuer.ID || err != nil {
+		t.Fatalf("asked of %q, %v", got, err)
+	}
 	if got, err := w.svc.Reverify(t.Context(), u.ID); got != identity.OutcomeStale || err != nil {
 		t.Fatalf("down: %s, %v", got, err)
 	}
@@ -271,6 +274,9 @@ func TestReverifyOfLocalAndUnknownUsers(t *testing.T) {
 	u := w.ann()
 	if got, err := w.svc.Reverify(t.Context(), u.ID); got != identity.OutcomeFresh || err != nil {
 		t.Errorf("local: %s, %v", got, err)
+	}
+	if got, err := w.svc.AskedOf(t.Context(), u.ID); got != "" || err != nil {
+		t.Errorf("local: asked of %q, %v", got, err)
 	}
 	if err := w.svc.Disable(t.Context(), u.ID); err != nil {
 		t.Fatal(err)

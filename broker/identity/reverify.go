@@ -64,6 +64,20 @@ func (s *Service) Reverify(ctx context.Context, user ids.UserID) (Outcome, error
 	return s.reverifyExternal(ctx, u)
 }
 
+// AskedOf returns the issuer that Reverify asks about a user: empty for a user of ours, for
+// one that does not exist, and where there is no refresh token to ask with.
+func (s *Service) AskedOf(ctx context.Context, user ids.UserID) (ids.IssuerID, error) {
+	rec, err := s.store.Record(ctx, kindUpstream, string(user))
+	if errors.Is(err, ErrNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	up, err := decode[upstream](rec)
+	return up.Issuer, err
+}
+
 func (s *Service) reverifyExternal(ctx context.Context, u directory.User) (Outcome, error) {
 	rec, err := s.store.Record(ctx, kindUpstream, string(u.ID))
 	if errors.Is(err, ErrNotFound) {
