@@ -296,6 +296,7 @@ func (b *Broker) Run(ctx context.Context) error {
 	f, err := front.New(front.Config{
 		Listener: b.tcp, Internal: b.internalCert(), Public: b.publicCert(), Log: b.log,
 		Control: control.NewServer(b.control()).ServeConn, Relay: b.serveRelay, Browser: b.browser(),
+		Refused: b.metrics.refused.Inc,
 	})
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ type metrics struct {
 	denied      *prometheus.CounterVec
 	evaluation  prometheus.Histogram
 	revoked     prometheus.Histogram
+	refused     prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -40,8 +41,10 @@ func newMetrics() *metrics {
 			Name: "postern_policy_eval_latency_seconds", Help: "One decision with its record.", Buckets: prometheus.ExponentialBuckets(1e-5, 4, 10)}),
 		revoked: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "postern_revocation_latency_seconds", Help: "From the revocation at the broker to the connector's acknowledgement.", Buckets: prometheus.ExponentialBuckets(1e-3, 2, 14)}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "postern_handshakes_refused_total", Help: "Connections closed because their source had too many unfinished handshakes."}),
 	}
-	m.registry.MustRegister(m.attempts, m.failures, m.authLatency, m.granted, m.denied, m.evaluation, m.revoked)
+	m.registry.MustRegister(m.attempts, m.failures, m.authLatency, m.granted, m.denied, m.evaluation, m.revoked, m.refused)
 	return m
 }
 

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -27,10 +28,14 @@ import (
 )
 
 const (
-	handshakeTimeout = 10 * time.Second
+	handshakeTimeout = 5 * time.Second
 	// maxHandshakes bounds unfinished handshakes; a further caller waits in the
 	// listen queue, where it costs us nothing.
 	maxHandshakes = 512
+	// maxPerSource bounds the share of one source in them, so that nobody alone keeps
+	// everybody else out. A handshake takes milliseconds of ours and two round trips, so
+	// a whole office behind one address gets through with it.
+	maxPerSource = 32
 	// browserQueue is how many browser connections may wait for the HTTP server.
 	browserQueue   = 16
 	headerTimeout  = 10 * time.Second
@@ -51,15 +56,19 @@ type Config struct {
 	Control func(ctx context.Context, conn *tls.Conn)
 	Relay   func(ctx context.Context, conn *tls.Conn)
 	Browser http.Handler
+	// Refused hears of each connection that was closed because its source had too many
+	// unfinished handshakes; may be nil.
+	Refused func()
 	Log     *slog.Logger
 }
 
 // Front serves one listener.
 type Front struct {
-	cfg   Config
-	tls   *tls.Config
-	slots chan struct{}
-	pipe  *pipe
+	cfg     Config
+	tls     *tls.Config
+	slots   chan struct{}
+	sources *sources
+	pipe    *pipe
 }
 
 // New checks cfg; it serves nothing yet.
@@ -70,7 +79,10 @@ func New(cfg Config) (*Front, error) {
 	if cfg.Public == nil {
 		cfg.Public = cfg.Internal
 	}
-	f := &Front{cfg: cfg, slots: make(chan struct{}, maxHandshakes)}
+	if cfg.Refused == nil {
+		cfg.Refused = func() {}
+	}
+	f := &Front{cfg: cfg, slots: make(chan struct{}, maxHandshakes), sources: newSources()}
 	f.pipe = newPipe(cfg.Listener.Addr())
 	f.tls = &tls.Config{
 		MinVersion:             tls.VersionTLS13,
@@ -134,7 +146,14 @@ func (f *Front) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		wg.Go(func() { f.serve(ctx, conn) })
+		from := sourceOf(conn.RemoteAddr())
+		if !f.sources.enter(from) {
+			<-f.slots
+			f.cfg.Refused()
+			conn.Close()
+			continue
+		}
+		wg.Go(func() { f.serve(ctx, conn, from) })
 	}
 }
 
@@ -151,10 +170,11 @@ func temporary(ctx context.Context, err error) bool {
 }
 
 // serve shakes hands and gives the connection to its owner.
-func (f *Front) serve(ctx context.Context, raw net.Conn) {
+func (f *Front) serve(ctx context.Context, raw net.Conn, from netip.Prefix) {
 	record := wire.NewRecordConn(raw)
 	conn := tls.Server(record, f.tls)
 	err := f.handshake(ctx, conn)
+	f.sources.leave(from)
 	<-f.slots
 	if err != nil {
 		raw.Close()
