@@ -188,6 +188,7 @@ func (c *Client) Ping(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	l.touch() // a dead line is found dead, not waited for
 	return l.ping(ctx)
 }
 

@@ -62,12 +62,17 @@ func (l *line) kill(err error) {
 	_ = l.c.Close() // the reason is err
 }
 
-// write sends one control frame; a failure ends the line.
+// write sends one control frame and expects a sign of life soon; a failure ends the line.
 func (l *line) write(b []byte) error {
+	l.touch()
+	return l.send(b)
+}
+
+// send is write for the watch's own questions and answers.
+func (l *line) send(b []byte) error {
 	l.wmu.Lock()
 	defer l.wmu.Unlock()
 	_ = l.ctl.SetWriteDeadline(time.Now().Add(controlTimeout)) // a dead stream fails the write
-	l.touch()
 	if _, err := l.ctl.Write(b); err != nil {
 		return fmt.Errorf("write control frame: %w", err)
 	}
@@ -140,7 +145,7 @@ func (l *line) readControl(handle func(frame.Header, []byte) error) error {
 		}
 		switch h.Type {
 		case frame.TypePing:
-			err = l.write(frame.AppendPong(nil, h.Value))
+			err = l.send(frame.AppendPong(nil, h.Value))
 		case frame.TypePong:
 			l.pong(h.Value)
 		default:
@@ -166,7 +171,7 @@ func (l *line) ping(ctx context.Context) (time.Duration, error) {
 		l.pmu.Unlock()
 	}()
 	start := time.Now()
-	if err := l.write(frame.AppendPing(nil, id)); err != nil {
+	if err := l.send(frame.AppendPing(nil, id)); err != nil {
 		return 0, err
 	}
 	select {
