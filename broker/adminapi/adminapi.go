@@ -114,6 +114,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(adminv1connect.NewSessionServiceHandler(sessions{a}, opts))
 	mux.Handle(adminv1connect.NewAuditServiceHandler(records{a}, opts))
 	mux.Handle(adminv1connect.NewConnectorServiceHandler(connectors{a}, opts))
+	mux.Handle(adminv1connect.NewIssuerServiceHandler(issuers{a}, opts))
 	mux.Handle(adminv1connect.NewSystemServiceHandler(system{a}, opts))
 	return mux
 }
@@ -196,13 +197,13 @@ func (a *API) wireError(ctx context.Context, procedure string, err error) error 
 func codeOf(err error) connect.Code {
 	var compile *policy.CompileError
 	switch {
-	case isAny(err, catalog.ErrNotFound, directory.ErrNotFound, registry.ErrNotFound, enroll.ErrNotFound, session.ErrNotFound, store.ErrNotFound, grants.ErrNotFound):
+	case isAny(err, catalog.ErrNotFound, directory.ErrNotFound, registry.ErrNotFound, enroll.ErrNotFound, session.ErrNotFound, store.ErrNotFound, grants.ErrNotFound, identity.ErrNotFound):
 		return connect.CodeNotFound
 	case isAny(err, catalog.ErrConflict, store.ErrConflict):
 		return connect.CodeAborted
 	case isAny(err, catalog.ErrExists, directory.ErrExists, registry.ErrExists):
 		return connect.CodeAlreadyExists
-	case isAny(err, catalog.ErrInvalid, catalog.ErrUnsupported, directory.ErrInvalid, registry.ErrInvalid, enroll.ErrInvalid, ids.ErrMalformed), errors.As(err, &compile):
+	case isAny(err, catalog.ErrInvalid, catalog.ErrUnsupported, directory.ErrInvalid, registry.ErrInvalid, enroll.ErrInvalid, identity.ErrIssuer, ids.ErrMalformed), errors.As(err, &compile):
 		return connect.CodeInvalidArgument
 	case isAny(err, directory.ErrLastOwner, registry.ErrRemoved):
 		return connect.CodeFailedPrecondition

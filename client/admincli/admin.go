@@ -30,6 +30,7 @@ type Admin struct {
 
 	User      userCmd      `cmd:"" help:"People: list, add, invite, disable, enable, sign out."`
 	Group     groupCmd     `cmd:"" help:"Groups and who is in them."`
+	Issuer    issuerCmd    `cmd:"" help:"OpenID providers whose people may sign in."`
 	Site      siteCmd      `cmd:"" help:"Places with private apps."`
 	Token     tokenCmd     `cmd:"" help:"Join tokens for connectors and relays."`
 	App       appCmd       `cmd:"" help:"Published private apps, and what connectors propose."`
@@ -41,6 +42,7 @@ type Admin struct {
 	Audit     auditCmd     `cmd:"" help:"The tamper-evident record."`
 	Connector connectorCmd `cmd:"" help:"Connectors: list, block, remove."`
 	Relay     relayCmd     `cmd:"" help:"Relays: list, remove."`
+	Suffix    suffixCmd    `cmd:"" help:"What app names end in."`
 	System    systemCmd    `cmd:"" help:"The broker itself: status, backup."`
 }
 

@@ -27,6 +27,7 @@ const (
 type Conn struct {
 	user      adminv1connect.UserServiceClient
 	group     adminv1connect.GroupServiceClient
+	issuer    adminv1connect.IssuerServiceClient
 	site      adminv1connect.SiteServiceClient
 	token     adminv1connect.TokenServiceClient
 	app       adminv1connect.AppServiceClient
@@ -55,6 +56,7 @@ func newConn(hc *http.Client, base, where string, p printer) *Conn {
 	return &Conn{
 		user:      adminv1connect.NewUserServiceClient(hc, base),
 		group:     adminv1connect.NewGroupServiceClient(hc, base),
+		issuer:    adminv1connect.NewIssuerServiceClient(hc, base),
 		site:      adminv1connect.NewSiteServiceClient(hc, base),
 		token:     adminv1connect.NewTokenServiceClient(hc, base),
 		app:       adminv1connect.NewAppServiceClient(hc, base),

@@ -5199,6 +5199,686 @@ func (x *BackupResponse) GetBytes() int64 {
 	return 0
 }
 
+type ListSuffixesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSuffixesRequest) Reset() {
+	*x = ListSuffixesRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSuffixesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSuffixesRequest) ProtoMessage() {}
+
+func (x *ListSuffixesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSuffixesRequest.ProtoReflect.Descriptor instead.
+func (*ListSuffixesRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{83}
+}
+
+type SetSuffixesRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Suffixes []string               `protobuf:"bytes,1,rep,name=suffixes,proto3" json:"suffixes,omitempty"`
+	// version is that of the list to replace; 0 replaces whatever there is.
+	Version       uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSuffixesRequest) Reset() {
+	*x = SetSuffixesRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSuffixesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSuffixesRequest) ProtoMessage() {}
+
+func (x *SetSuffixesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSuffixesRequest.ProtoReflect.Descriptor instead.
+func (*SetSuffixesRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *SetSuffixesRequest) GetSuffixes() []string {
+	if x != nil {
+		return x.Suffixes
+	}
+	return nil
+}
+
+func (x *SetSuffixesRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+type Suffixes struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Suffixes []string               `protobuf:"bytes,1,rep,name=suffixes,proto3" json:"suffixes,omitempty"`
+	Version  uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// warnings say which suffixes are allowed but will hurt.
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Suffixes) Reset() {
+	*x = Suffixes{}
+	mi := &file_admin_v1_admin_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Suffixes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Suffixes) ProtoMessage() {}
+
+func (x *Suffixes) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Suffixes.ProtoReflect.Descriptor instead.
+func (*Suffixes) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *Suffixes) GetSuffixes() []string {
+	if x != nil {
+		return x.Suffixes
+	}
+	return nil
+}
+
+func (x *Suffixes) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Suffixes) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type Issuer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// name is shown on the sign-in page as "Sign in with NAME".
+	Name     string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Url      string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
+	ClientId string `protobuf:"bytes,4,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// scopes are asked for beyond openid, profile, email and offline_access.
+	Scopes        []string  `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Claims        *ClaimMap `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Issuer) Reset() {
+	*x = Issuer{}
+	mi := &file_admin_v1_admin_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Issuer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Issuer) ProtoMessage() {}
+
+func (x *Issuer) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
+func (*Issuer) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *Issuer) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Issuer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Issuer) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Issuer) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *Issuer) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Issuer) GetClaims() *ClaimMap {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+// ClaimMap names the claims that become fields of a user, by key or by a path with dots.
+// Empty ones take the defaults of OpenID Connect.
+type ClaimMap struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Login  string                 `protobuf:"bytes,1,opt,name=login,proto3" json:"login,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Mail   string                 `protobuf:"bytes,3,opt,name=mail,proto3" json:"mail,omitempty"`
+	Groups string                 `protobuf:"bytes,4,opt,name=groups,proto3" json:"groups,omitempty"`
+	// attributes maps the name of an attribute here to its claim.
+	Attributes    map[string]string `protobuf:"bytes,5,rep,name=attributes,proto3" json:"attributes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimMap) Reset() {
+	*x = ClaimMap{}
+	mi := &file_admin_v1_admin_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimMap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimMap) ProtoMessage() {}
+
+func (x *ClaimMap) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimMap.ProtoReflect.Descriptor instead.
+func (*ClaimMap) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *ClaimMap) GetLogin() string {
+	if x != nil {
+		return x.Login
+	}
+	return ""
+}
+
+func (x *ClaimMap) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClaimMap) GetMail() string {
+	if x != nil {
+		return x.Mail
+	}
+	return ""
+}
+
+func (x *ClaimMap) GetGroups() string {
+	if x != nil {
+		return x.Groups
+	}
+	return ""
+}
+
+func (x *ClaimMap) GetAttributes() map[string]string {
+	if x != nil {
+		return x.Attributes
+	}
+	return nil
+}
+
+// IssuerRef names an issuer by id or name.
+type IssuerRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuerRef) Reset() {
+	*x = IssuerRef{}
+	mi := &file_admin_v1_admin_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuerRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuerRef) ProtoMessage() {}
+
+func (x *IssuerRef) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuerRef.ProtoReflect.Descriptor instead.
+func (*IssuerRef) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *IssuerRef) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *IssuerRef) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ListIssuersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListIssuersRequest) Reset() {
+	*x = ListIssuersRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListIssuersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListIssuersRequest) ProtoMessage() {}
+
+func (x *ListIssuersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListIssuersRequest.ProtoReflect.Descriptor instead.
+func (*ListIssuersRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{89}
+}
+
+type ListIssuersResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Issuers []*Issuer              `protobuf:"bytes,1,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	// return_url is the redirect address to register at each issuer.
+	ReturnUrl     string `protobuf:"bytes,2,opt,name=return_url,json=returnUrl,proto3" json:"return_url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListIssuersResponse) Reset() {
+	*x = ListIssuersResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListIssuersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListIssuersResponse) ProtoMessage() {}
+
+func (x *ListIssuersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListIssuersResponse.ProtoReflect.Descriptor instead.
+func (*ListIssuersResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *ListIssuersResponse) GetIssuers() []*Issuer {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *ListIssuersResponse) GetReturnUrl() string {
+	if x != nil {
+		return x.ReturnUrl
+	}
+	return ""
+}
+
+type AddIssuerRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Url      string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	ClientId string                 `protobuf:"bytes,3,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// client_secret is empty for a public client, which has PKCE alone.
+	ClientSecret  string    `protobuf:"bytes,4,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
+	Scopes        []string  `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Claims        *ClaimMap `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddIssuerRequest) Reset() {
+	*x = AddIssuerRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[91]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddIssuerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddIssuerRequest) ProtoMessage() {}
+
+func (x *AddIssuerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[91]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddIssuerRequest.ProtoReflect.Descriptor instead.
+func (*AddIssuerRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{91}
+}
+
+func (x *AddIssuerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AddIssuerRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *AddIssuerRequest) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *AddIssuerRequest) GetClientSecret() string {
+	if x != nil {
+		return x.ClientSecret
+	}
+	return ""
+}
+
+func (x *AddIssuerRequest) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *AddIssuerRequest) GetClaims() *ClaimMap {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+// UpdateIssuerRequest changes what is set and keeps the rest. The URL cannot change: an
+// issuer's users belong to it.
+type UpdateIssuerRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	ClientId      string                 `protobuf:"bytes,3,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	ClientSecret  string                 `protobuf:"bytes,4,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
+	Scopes        []string               `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Claims        *ClaimMap              `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateIssuerRequest) Reset() {
+	*x = UpdateIssuerRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateIssuerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateIssuerRequest) ProtoMessage() {}
+
+func (x *UpdateIssuerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateIssuerRequest.ProtoReflect.Descriptor instead.
+func (*UpdateIssuerRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *UpdateIssuerRequest) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *UpdateIssuerRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateIssuerRequest) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *UpdateIssuerRequest) GetClientSecret() string {
+	if x != nil {
+		return x.ClientSecret
+	}
+	return ""
+}
+
+func (x *UpdateIssuerRequest) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *UpdateIssuerRequest) GetClaims() *ClaimMap {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+type IssuerResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        *Issuer                `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	ReturnUrl     string                 `protobuf:"bytes,2,opt,name=return_url,json=returnUrl,proto3" json:"return_url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuerResponse) Reset() {
+	*x = IssuerResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuerResponse) ProtoMessage() {}
+
+func (x *IssuerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuerResponse.ProtoReflect.Descriptor instead.
+func (*IssuerResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *IssuerResponse) GetIssuer() *Issuer {
+	if x != nil {
+		return x.Issuer
+	}
+	return nil
+}
+
+func (x *IssuerResponse) GetReturnUrl() string {
+	if x != nil {
+		return x.ReturnUrl
+	}
+	return ""
+}
+
 var File_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_admin_v1_admin_proto_rawDesc = "" +
@@ -5609,7 +6289,59 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\":\n" +
 	"\x0eBackupResponse\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x03R\x05bytes2\xee\x03\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\x15\n" +
+	"\x13ListSuffixesRequest\"J\n" +
+	"\x12SetSuffixesRequest\x12\x1a\n" +
+	"\bsuffixes\x18\x01 \x03(\tR\bsuffixes\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\\\n" +
+	"\bSuffixes\x12\x1a\n" +
+	"\bsuffixes\x18\x01 \x03(\tR\bsuffixes\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xa7\x01\n" +
+	"\x06Issuer\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x03 \x01(\tR\x03url\x12\x1b\n" +
+	"\tclient_id\x18\x04 \x01(\tR\bclientId\x12\x16\n" +
+	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x122\n" +
+	"\x06claims\x18\x06 \x01(\v2\x1a.postern.admin.v1.ClaimMapR\x06claims\"\xeb\x01\n" +
+	"\bClaimMap\x12\x14\n" +
+	"\x05login\x18\x01 \x01(\tR\x05login\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04mail\x18\x03 \x01(\tR\x04mail\x12\x16\n" +
+	"\x06groups\x18\x04 \x01(\tR\x06groups\x12J\n" +
+	"\n" +
+	"attributes\x18\x05 \x03(\v2*.postern.admin.v1.ClaimMap.AttributesEntryR\n" +
+	"attributes\x1a=\n" +
+	"\x0fAttributesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\tIssuerRef\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x14\n" +
+	"\x12ListIssuersRequest\"h\n" +
+	"\x13ListIssuersResponse\x122\n" +
+	"\aissuers\x18\x01 \x03(\v2\x18.postern.admin.v1.IssuerR\aissuers\x12\x1d\n" +
+	"\n" +
+	"return_url\x18\x02 \x01(\tR\treturnUrl\"\xcb\x01\n" +
+	"\x10AddIssuerRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1b\n" +
+	"\tclient_id\x18\x03 \x01(\tR\bclientId\x12(\n" +
+	"\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01R\fclientSecret\x12\x16\n" +
+	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x122\n" +
+	"\x06claims\x18\x06 \x01(\v2\x1a.postern.admin.v1.ClaimMapR\x06claims\"\xd4\x01\n" +
+	"\x13UpdateIssuerRequest\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tclient_id\x18\x03 \x01(\tR\bclientId\x12(\n" +
+	"\rclient_secret\x18\x04 \x01(\tB\x03\x80\x01\x01R\fclientSecret\x12\x16\n" +
+	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x122\n" +
+	"\x06claims\x18\x06 \x01(\v2\x1a.postern.admin.v1.ClaimMapR\x06claims\"a\n" +
+	"\x0eIssuerResponse\x120\n" +
+	"\x06issuer\x18\x01 \x01(\v2\x18.postern.admin.v1.IssuerR\x06issuer\x12\x1d\n" +
+	"\n" +
+	"return_url\x18\x02 \x01(\tR\treturnUrl2\xee\x03\n" +
 	"\vUserService\x12T\n" +
 	"\tListUsers\x12\".postern.admin.v1.ListUsersRequest\x1a#.postern.admin.v1.ListUsersResponse\x12W\n" +
 	"\n" +
@@ -5683,10 +6415,19 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x0fRemoveConnector\x12\x1e.postern.admin.v1.ConnectorRef\x1a .postern.admin.v1.EffectResponse\x12W\n" +
 	"\n" +
 	"ListRelays\x12#.postern.admin.v1.ListRelaysRequest\x1a$.postern.admin.v1.ListRelaysResponse\x12K\n" +
-	"\vRemoveRelay\x12\x1a.postern.admin.v1.RelayRef\x1a .postern.admin.v1.EffectResponse2\xa9\x01\n" +
+	"\vRemoveRelay\x12\x1a.postern.admin.v1.RelayRef\x1a .postern.admin.v1.EffectResponse2\xcd\x02\n" +
 	"\rSystemService\x12K\n" +
 	"\x06Status\x12\x1f.postern.admin.v1.StatusRequest\x1a .postern.admin.v1.StatusResponse\x12K\n" +
-	"\x06Backup\x12\x1f.postern.admin.v1.BackupRequest\x1a .postern.admin.v1.BackupResponseB6Z4github.com/postern-zt/postern/proto/admin/v1;adminv1b\x06proto3"
+	"\x06Backup\x12\x1f.postern.admin.v1.BackupRequest\x1a .postern.admin.v1.BackupResponse\x12Q\n" +
+	"\fListSuffixes\x12%.postern.admin.v1.ListSuffixesRequest\x1a\x1a.postern.admin.v1.Suffixes\x12O\n" +
+	"\vSetSuffixes\x12$.postern.admin.v1.SetSuffixesRequest\x1a\x1a.postern.admin.v1.Suffixes2\xb3\x03\n" +
+	"\rIssuerService\x12Z\n" +
+	"\vListIssuers\x12$.postern.admin.v1.ListIssuersRequest\x1a%.postern.admin.v1.ListIssuersResponse\x12Q\n" +
+	"\tAddIssuer\x12\".postern.admin.v1.AddIssuerRequest\x1a .postern.admin.v1.IssuerResponse\x12W\n" +
+	"\fUpdateIssuer\x12%.postern.admin.v1.UpdateIssuerRequest\x1a .postern.admin.v1.IssuerResponse\x12K\n" +
+	"\n" +
+	"TestIssuer\x12\x1b.postern.admin.v1.IssuerRef\x1a .postern.admin.v1.IssuerResponse\x12M\n" +
+	"\fRemoveIssuer\x12\x1b.postern.admin.v1.IssuerRef\x1a .postern.admin.v1.EffectResponseB6Z4github.com/postern-zt/postern/proto/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -5700,7 +6441,7 @@ func file_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_admin_v1_admin_proto_rawDescData
 }
 
-var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
+var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_admin_v1_admin_proto_goTypes = []any{
 	(*Page)(nil),                   // 0: postern.admin.v1.Page
 	(*Empty)(nil),                  // 1: postern.admin.v1.Empty
@@ -5785,15 +6526,27 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	(*Check)(nil),                  // 80: postern.admin.v1.Check
 	(*BackupRequest)(nil),          // 81: postern.admin.v1.BackupRequest
 	(*BackupResponse)(nil),         // 82: postern.admin.v1.BackupResponse
-	nil,                            // 83: postern.admin.v1.User.AttributesEntry
-	nil,                            // 84: postern.admin.v1.CreateUserRequest.AttributesEntry
-	nil,                            // 85: postern.admin.v1.CheckRequest.FactsEntry
+	(*ListSuffixesRequest)(nil),    // 83: postern.admin.v1.ListSuffixesRequest
+	(*SetSuffixesRequest)(nil),     // 84: postern.admin.v1.SetSuffixesRequest
+	(*Suffixes)(nil),               // 85: postern.admin.v1.Suffixes
+	(*Issuer)(nil),                 // 86: postern.admin.v1.Issuer
+	(*ClaimMap)(nil),               // 87: postern.admin.v1.ClaimMap
+	(*IssuerRef)(nil),              // 88: postern.admin.v1.IssuerRef
+	(*ListIssuersRequest)(nil),     // 89: postern.admin.v1.ListIssuersRequest
+	(*ListIssuersResponse)(nil),    // 90: postern.admin.v1.ListIssuersResponse
+	(*AddIssuerRequest)(nil),       // 91: postern.admin.v1.AddIssuerRequest
+	(*UpdateIssuerRequest)(nil),    // 92: postern.admin.v1.UpdateIssuerRequest
+	(*IssuerResponse)(nil),         // 93: postern.admin.v1.IssuerResponse
+	nil,                            // 94: postern.admin.v1.User.AttributesEntry
+	nil,                            // 95: postern.admin.v1.CreateUserRequest.AttributesEntry
+	nil,                            // 96: postern.admin.v1.CheckRequest.FactsEntry
+	nil,                            // 97: postern.admin.v1.ClaimMap.AttributesEntry
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
-	83, // 0: postern.admin.v1.User.attributes:type_name -> postern.admin.v1.User.AttributesEntry
+	94, // 0: postern.admin.v1.User.attributes:type_name -> postern.admin.v1.User.AttributesEntry
 	0,  // 1: postern.admin.v1.ListUsersRequest.page:type_name -> postern.admin.v1.Page
 	2,  // 2: postern.admin.v1.ListUsersResponse.users:type_name -> postern.admin.v1.User
-	84, // 3: postern.admin.v1.CreateUserRequest.attributes:type_name -> postern.admin.v1.CreateUserRequest.AttributesEntry
+	95, // 3: postern.admin.v1.CreateUserRequest.attributes:type_name -> postern.admin.v1.CreateUserRequest.AttributesEntry
 	2,  // 4: postern.admin.v1.CreateUserResponse.user:type_name -> postern.admin.v1.User
 	0,  // 5: postern.admin.v1.ListGroupsRequest.page:type_name -> postern.admin.v1.Page
 	9,  // 6: postern.admin.v1.ListGroupsResponse.groups:type_name -> postern.admin.v1.Group
@@ -5811,7 +6564,7 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	8,  // 18: postern.admin.v1.PutRuleResponse.effect:type_name -> postern.admin.v1.EffectResponse
 	0,  // 19: postern.admin.v1.ListRevisionsRequest.page:type_name -> postern.admin.v1.Page
 	43, // 20: postern.admin.v1.ListRevisionsResponse.revisions:type_name -> postern.admin.v1.Revision
-	85, // 21: postern.admin.v1.CheckRequest.facts:type_name -> postern.admin.v1.CheckRequest.FactsEntry
+	96, // 21: postern.admin.v1.CheckRequest.facts:type_name -> postern.admin.v1.CheckRequest.FactsEntry
 	50, // 22: postern.admin.v1.Device.facts:type_name -> postern.admin.v1.Fact
 	0,  // 23: postern.admin.v1.ListDevicesRequest.page:type_name -> postern.admin.v1.Page
 	49, // 24: postern.admin.v1.ListDevicesResponse.devices:type_name -> postern.admin.v1.Device
@@ -5823,115 +6576,135 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	70, // 30: postern.admin.v1.ListConnectorsResponse.connectors:type_name -> postern.admin.v1.Connector
 	74, // 31: postern.admin.v1.ListRelaysResponse.relays:type_name -> postern.admin.v1.Relay
 	80, // 32: postern.admin.v1.StatusResponse.checks:type_name -> postern.admin.v1.Check
-	4,  // 33: postern.admin.v1.UserService.ListUsers:input_type -> postern.admin.v1.ListUsersRequest
-	6,  // 34: postern.admin.v1.UserService.CreateUser:input_type -> postern.admin.v1.CreateUserRequest
-	3,  // 35: postern.admin.v1.UserService.InviteUser:input_type -> postern.admin.v1.UserRef
-	3,  // 36: postern.admin.v1.UserService.DisableUser:input_type -> postern.admin.v1.UserRef
-	3,  // 37: postern.admin.v1.UserService.EnableUser:input_type -> postern.admin.v1.UserRef
-	3,  // 38: postern.admin.v1.UserService.SignOutUser:input_type -> postern.admin.v1.UserRef
-	11, // 39: postern.admin.v1.GroupService.ListGroups:input_type -> postern.admin.v1.ListGroupsRequest
-	13, // 40: postern.admin.v1.GroupService.CreateGroup:input_type -> postern.admin.v1.CreateGroupRequest
-	10, // 41: postern.admin.v1.GroupService.DeleteGroup:input_type -> postern.admin.v1.GroupRef
-	14, // 42: postern.admin.v1.GroupService.AddMember:input_type -> postern.admin.v1.MemberRequest
-	14, // 43: postern.admin.v1.GroupService.RemoveMember:input_type -> postern.admin.v1.MemberRequest
-	17, // 44: postern.admin.v1.SiteService.ListSites:input_type -> postern.admin.v1.ListSitesRequest
-	19, // 45: postern.admin.v1.SiteService.CreateSite:input_type -> postern.admin.v1.CreateSiteRequest
-	16, // 46: postern.admin.v1.SiteService.DeleteSite:input_type -> postern.admin.v1.SiteRef
-	22, // 47: postern.admin.v1.TokenService.ListTokens:input_type -> postern.admin.v1.ListTokensRequest
-	24, // 48: postern.admin.v1.TokenService.CreateToken:input_type -> postern.admin.v1.CreateTokenRequest
-	21, // 49: postern.admin.v1.TokenService.RevokeToken:input_type -> postern.admin.v1.TokenRef
-	29, // 50: postern.admin.v1.AppService.ListApps:input_type -> postern.admin.v1.ListAppsRequest
-	28, // 51: postern.admin.v1.AppService.GetApp:input_type -> postern.admin.v1.AppRef
-	31, // 52: postern.admin.v1.AppService.PublishApp:input_type -> postern.admin.v1.PublishAppRequest
-	32, // 53: postern.admin.v1.AppService.UpdateApp:input_type -> postern.admin.v1.UpdateAppRequest
-	28, // 54: postern.admin.v1.AppService.RetireApp:input_type -> postern.admin.v1.AppRef
-	35, // 55: postern.admin.v1.AppService.ListProposals:input_type -> postern.admin.v1.ListProposalsRequest
-	34, // 56: postern.admin.v1.AppService.ApproveProposal:input_type -> postern.admin.v1.ProposalRef
-	34, // 57: postern.admin.v1.AppService.RejectProposal:input_type -> postern.admin.v1.ProposalRef
-	39, // 58: postern.admin.v1.RuleService.ListRules:input_type -> postern.admin.v1.ListRulesRequest
-	41, // 59: postern.admin.v1.RuleService.PutRule:input_type -> postern.admin.v1.PutRuleRequest
-	38, // 60: postern.admin.v1.RuleService.DeleteRule:input_type -> postern.admin.v1.RuleRef
-	45, // 61: postern.admin.v1.PolicyService.ListRevisions:input_type -> postern.admin.v1.ListRevisionsRequest
-	44, // 62: postern.admin.v1.PolicyService.ShowRevision:input_type -> postern.admin.v1.RevisionRef
-	44, // 63: postern.admin.v1.PolicyService.Rollback:input_type -> postern.admin.v1.RevisionRef
-	47, // 64: postern.admin.v1.PolicyService.Check:input_type -> postern.admin.v1.CheckRequest
-	52, // 65: postern.admin.v1.DeviceService.ListDevices:input_type -> postern.admin.v1.ListDevicesRequest
-	51, // 66: postern.admin.v1.DeviceService.BlockDevice:input_type -> postern.admin.v1.DeviceRef
-	51, // 67: postern.admin.v1.DeviceService.UnblockDevice:input_type -> postern.admin.v1.DeviceRef
-	51, // 68: postern.admin.v1.DeviceService.RemoveDevice:input_type -> postern.admin.v1.DeviceRef
-	56, // 69: postern.admin.v1.SessionService.ListSessions:input_type -> postern.admin.v1.ListSessionsRequest
-	55, // 70: postern.admin.v1.SessionService.EndSession:input_type -> postern.admin.v1.SessionRef
-	60, // 71: postern.admin.v1.SessionService.ListGrants:input_type -> postern.admin.v1.ListGrantsRequest
-	59, // 72: postern.admin.v1.SessionService.RevokeGrant:input_type -> postern.admin.v1.GrantRef
-	62, // 73: postern.admin.v1.AuditService.Search:input_type -> postern.admin.v1.SearchRequest
-	65, // 74: postern.admin.v1.AuditService.Verify:input_type -> postern.admin.v1.VerifyRequest
-	67, // 75: postern.admin.v1.AuditService.Export:input_type -> postern.admin.v1.ExportRequest
-	69, // 76: postern.admin.v1.AuditService.GetDecision:input_type -> postern.admin.v1.DecisionRef
-	72, // 77: postern.admin.v1.ConnectorService.ListConnectors:input_type -> postern.admin.v1.ListConnectorsRequest
-	71, // 78: postern.admin.v1.ConnectorService.BlockConnector:input_type -> postern.admin.v1.ConnectorRef
-	71, // 79: postern.admin.v1.ConnectorService.UnblockConnector:input_type -> postern.admin.v1.ConnectorRef
-	71, // 80: postern.admin.v1.ConnectorService.RemoveConnector:input_type -> postern.admin.v1.ConnectorRef
-	76, // 81: postern.admin.v1.ConnectorService.ListRelays:input_type -> postern.admin.v1.ListRelaysRequest
-	75, // 82: postern.admin.v1.ConnectorService.RemoveRelay:input_type -> postern.admin.v1.RelayRef
-	78, // 83: postern.admin.v1.SystemService.Status:input_type -> postern.admin.v1.StatusRequest
-	81, // 84: postern.admin.v1.SystemService.Backup:input_type -> postern.admin.v1.BackupRequest
-	5,  // 85: postern.admin.v1.UserService.ListUsers:output_type -> postern.admin.v1.ListUsersResponse
-	7,  // 86: postern.admin.v1.UserService.CreateUser:output_type -> postern.admin.v1.CreateUserResponse
-	7,  // 87: postern.admin.v1.UserService.InviteUser:output_type -> postern.admin.v1.CreateUserResponse
-	8,  // 88: postern.admin.v1.UserService.DisableUser:output_type -> postern.admin.v1.EffectResponse
-	8,  // 89: postern.admin.v1.UserService.EnableUser:output_type -> postern.admin.v1.EffectResponse
-	8,  // 90: postern.admin.v1.UserService.SignOutUser:output_type -> postern.admin.v1.EffectResponse
-	12, // 91: postern.admin.v1.GroupService.ListGroups:output_type -> postern.admin.v1.ListGroupsResponse
-	9,  // 92: postern.admin.v1.GroupService.CreateGroup:output_type -> postern.admin.v1.Group
-	8,  // 93: postern.admin.v1.GroupService.DeleteGroup:output_type -> postern.admin.v1.EffectResponse
-	8,  // 94: postern.admin.v1.GroupService.AddMember:output_type -> postern.admin.v1.EffectResponse
-	8,  // 95: postern.admin.v1.GroupService.RemoveMember:output_type -> postern.admin.v1.EffectResponse
-	18, // 96: postern.admin.v1.SiteService.ListSites:output_type -> postern.admin.v1.ListSitesResponse
-	15, // 97: postern.admin.v1.SiteService.CreateSite:output_type -> postern.admin.v1.Site
-	8,  // 98: postern.admin.v1.SiteService.DeleteSite:output_type -> postern.admin.v1.EffectResponse
-	23, // 99: postern.admin.v1.TokenService.ListTokens:output_type -> postern.admin.v1.ListTokensResponse
-	25, // 100: postern.admin.v1.TokenService.CreateToken:output_type -> postern.admin.v1.CreateTokenResponse
-	8,  // 101: postern.admin.v1.TokenService.RevokeToken:output_type -> postern.admin.v1.EffectResponse
-	30, // 102: postern.admin.v1.AppService.ListApps:output_type -> postern.admin.v1.ListAppsResponse
-	26, // 103: postern.admin.v1.AppService.GetApp:output_type -> postern.admin.v1.App
-	26, // 104: postern.admin.v1.AppService.PublishApp:output_type -> postern.admin.v1.App
-	26, // 105: postern.admin.v1.AppService.UpdateApp:output_type -> postern.admin.v1.App
-	8,  // 106: postern.admin.v1.AppService.RetireApp:output_type -> postern.admin.v1.EffectResponse
-	36, // 107: postern.admin.v1.AppService.ListProposals:output_type -> postern.admin.v1.ListProposalsResponse
-	26, // 108: postern.admin.v1.AppService.ApproveProposal:output_type -> postern.admin.v1.App
-	8,  // 109: postern.admin.v1.AppService.RejectProposal:output_type -> postern.admin.v1.EffectResponse
-	40, // 110: postern.admin.v1.RuleService.ListRules:output_type -> postern.admin.v1.ListRulesResponse
-	42, // 111: postern.admin.v1.RuleService.PutRule:output_type -> postern.admin.v1.PutRuleResponse
-	42, // 112: postern.admin.v1.RuleService.DeleteRule:output_type -> postern.admin.v1.PutRuleResponse
-	46, // 113: postern.admin.v1.PolicyService.ListRevisions:output_type -> postern.admin.v1.ListRevisionsResponse
-	43, // 114: postern.admin.v1.PolicyService.ShowRevision:output_type -> postern.admin.v1.Revision
-	42, // 115: postern.admin.v1.PolicyService.Rollback:output_type -> postern.admin.v1.PutRuleResponse
-	48, // 116: postern.admin.v1.PolicyService.Check:output_type -> postern.admin.v1.Decision
-	53, // 117: postern.admin.v1.DeviceService.ListDevices:output_type -> postern.admin.v1.ListDevicesResponse
-	8,  // 118: postern.admin.v1.DeviceService.BlockDevice:output_type -> postern.admin.v1.EffectResponse
-	8,  // 119: postern.admin.v1.DeviceService.UnblockDevice:output_type -> postern.admin.v1.EffectResponse
-	8,  // 120: postern.admin.v1.DeviceService.RemoveDevice:output_type -> postern.admin.v1.EffectResponse
-	57, // 121: postern.admin.v1.SessionService.ListSessions:output_type -> postern.admin.v1.ListSessionsResponse
-	8,  // 122: postern.admin.v1.SessionService.EndSession:output_type -> postern.admin.v1.EffectResponse
-	61, // 123: postern.admin.v1.SessionService.ListGrants:output_type -> postern.admin.v1.ListGrantsResponse
-	8,  // 124: postern.admin.v1.SessionService.RevokeGrant:output_type -> postern.admin.v1.EffectResponse
-	64, // 125: postern.admin.v1.AuditService.Search:output_type -> postern.admin.v1.SearchResponse
-	66, // 126: postern.admin.v1.AuditService.Verify:output_type -> postern.admin.v1.VerifyResponse
-	68, // 127: postern.admin.v1.AuditService.Export:output_type -> postern.admin.v1.ExportResponse
-	48, // 128: postern.admin.v1.AuditService.GetDecision:output_type -> postern.admin.v1.Decision
-	73, // 129: postern.admin.v1.ConnectorService.ListConnectors:output_type -> postern.admin.v1.ListConnectorsResponse
-	8,  // 130: postern.admin.v1.ConnectorService.BlockConnector:output_type -> postern.admin.v1.EffectResponse
-	8,  // 131: postern.admin.v1.ConnectorService.UnblockConnector:output_type -> postern.admin.v1.EffectResponse
-	8,  // 132: postern.admin.v1.ConnectorService.RemoveConnector:output_type -> postern.admin.v1.EffectResponse
-	77, // 133: postern.admin.v1.ConnectorService.ListRelays:output_type -> postern.admin.v1.ListRelaysResponse
-	8,  // 134: postern.admin.v1.ConnectorService.RemoveRelay:output_type -> postern.admin.v1.EffectResponse
-	79, // 135: postern.admin.v1.SystemService.Status:output_type -> postern.admin.v1.StatusResponse
-	82, // 136: postern.admin.v1.SystemService.Backup:output_type -> postern.admin.v1.BackupResponse
-	85, // [85:137] is the sub-list for method output_type
-	33, // [33:85] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	87, // 33: postern.admin.v1.Issuer.claims:type_name -> postern.admin.v1.ClaimMap
+	97, // 34: postern.admin.v1.ClaimMap.attributes:type_name -> postern.admin.v1.ClaimMap.AttributesEntry
+	86, // 35: postern.admin.v1.ListIssuersResponse.issuers:type_name -> postern.admin.v1.Issuer
+	87, // 36: postern.admin.v1.AddIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
+	87, // 37: postern.admin.v1.UpdateIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
+	86, // 38: postern.admin.v1.IssuerResponse.issuer:type_name -> postern.admin.v1.Issuer
+	4,  // 39: postern.admin.v1.UserService.ListUsers:input_type -> postern.admin.v1.ListUsersRequest
+	6,  // 40: postern.admin.v1.UserService.CreateUser:input_type -> postern.admin.v1.CreateUserRequest
+	3,  // 41: postern.admin.v1.UserService.InviteUser:input_type -> postern.admin.v1.UserRef
+	3,  // 42: postern.admin.v1.UserService.DisableUser:input_type -> postern.admin.v1.UserRef
+	3,  // 43: postern.admin.v1.UserService.EnableUser:input_type -> postern.admin.v1.UserRef
+	3,  // 44: postern.admin.v1.UserService.SignOutUser:input_type -> postern.admin.v1.UserRef
+	11, // 45: postern.admin.v1.GroupService.ListGroups:input_type -> postern.admin.v1.ListGroupsRequest
+	13, // 46: postern.admin.v1.GroupService.CreateGroup:input_type -> postern.admin.v1.CreateGroupRequest
+	10, // 47: postern.admin.v1.GroupService.DeleteGroup:input_type -> postern.admin.v1.GroupRef
+	14, // 48: postern.admin.v1.GroupService.AddMember:input_type -> postern.admin.v1.MemberRequest
+	14, // 49: postern.admin.v1.GroupService.RemoveMember:input_type -> postern.admin.v1.MemberRequest
+	17, // 50: postern.admin.v1.SiteService.ListSites:input_type -> postern.admin.v1.ListSitesRequest
+	19, // 51: postern.admin.v1.SiteService.CreateSite:input_type -> postern.admin.v1.CreateSiteRequest
+	16, // 52: postern.admin.v1.SiteService.DeleteSite:input_type -> postern.admin.v1.SiteRef
+	22, // 53: postern.admin.v1.TokenService.ListTokens:input_type -> postern.admin.v1.ListTokensRequest
+	24, // 54: postern.admin.v1.TokenService.CreateToken:input_type -> postern.admin.v1.CreateTokenRequest
+	21, // 55: postern.admin.v1.TokenService.RevokeToken:input_type -> postern.admin.v1.TokenRef
+	29, // 56: postern.admin.v1.AppService.ListApps:input_type -> postern.admin.v1.ListAppsRequest
+	28, // 57: postern.admin.v1.AppService.GetApp:input_type -> postern.admin.v1.AppRef
+	31, // 58: postern.admin.v1.AppService.PublishApp:input_type -> postern.admin.v1.PublishAppRequest
+	32, // 59: postern.admin.v1.AppService.UpdateApp:input_type -> postern.admin.v1.UpdateAppRequest
+	28, // 60: postern.admin.v1.AppService.RetireApp:input_type -> postern.admin.v1.AppRef
+	35, // 61: postern.admin.v1.AppService.ListProposals:input_type -> postern.admin.v1.ListProposalsRequest
+	34, // 62: postern.admin.v1.AppService.ApproveProposal:input_type -> postern.admin.v1.ProposalRef
+	34, // 63: postern.admin.v1.AppService.RejectProposal:input_type -> postern.admin.v1.ProposalRef
+	39, // 64: postern.admin.v1.RuleService.ListRules:input_type -> postern.admin.v1.ListRulesRequest
+	41, // 65: postern.admin.v1.RuleService.PutRule:input_type -> postern.admin.v1.PutRuleRequest
+	38, // 66: postern.admin.v1.RuleService.DeleteRule:input_type -> postern.admin.v1.RuleRef
+	45, // 67: postern.admin.v1.PolicyService.ListRevisions:input_type -> postern.admin.v1.ListRevisionsRequest
+	44, // 68: postern.admin.v1.PolicyService.ShowRevision:input_type -> postern.admin.v1.RevisionRef
+	44, // 69: postern.admin.v1.PolicyService.Rollback:input_type -> postern.admin.v1.RevisionRef
+	47, // 70: postern.admin.v1.PolicyService.Check:input_type -> postern.admin.v1.CheckRequest
+	52, // 71: postern.admin.v1.DeviceService.ListDevices:input_type -> postern.admin.v1.ListDevicesRequest
+	51, // 72: postern.admin.v1.DeviceService.BlockDevice:input_type -> postern.admin.v1.DeviceRef
+	51, // 73: postern.admin.v1.DeviceService.UnblockDevice:input_type -> postern.admin.v1.DeviceRef
+	51, // 74: postern.admin.v1.DeviceService.RemoveDevice:input_type -> postern.admin.v1.DeviceRef
+	56, // 75: postern.admin.v1.SessionService.ListSessions:input_type -> postern.admin.v1.ListSessionsRequest
+	55, // 76: postern.admin.v1.SessionService.EndSession:input_type -> postern.admin.v1.SessionRef
+	60, // 77: postern.admin.v1.SessionService.ListGrants:input_type -> postern.admin.v1.ListGrantsRequest
+	59, // 78: postern.admin.v1.SessionService.RevokeGrant:input_type -> postern.admin.v1.GrantRef
+	62, // 79: postern.admin.v1.AuditService.Search:input_type -> postern.admin.v1.SearchRequest
+	65, // 80: postern.admin.v1.AuditService.Verify:input_type -> postern.admin.v1.VerifyRequest
+	67, // 81: postern.admin.v1.AuditService.Export:input_type -> postern.admin.v1.ExportRequest
+	69, // 82: postern.admin.v1.AuditService.GetDecision:input_type -> postern.admin.v1.DecisionRef
+	72, // 83: postern.admin.v1.ConnectorService.ListConnectors:input_type -> postern.admin.v1.ListConnectorsRequest
+	71, // 84: postern.admin.v1.ConnectorService.BlockConnector:input_type -> postern.admin.v1.ConnectorRef
+	71, // 85: postern.admin.v1.ConnectorService.UnblockConnector:input_type -> postern.admin.v1.ConnectorRef
+	71, // 86: postern.admin.v1.ConnectorService.RemoveConnector:input_type -> postern.admin.v1.ConnectorRef
+	76, // 87: postern.admin.v1.ConnectorService.ListRelays:input_type -> postern.admin.v1.ListRelaysRequest
+	75, // 88: postern.admin.v1.ConnectorService.RemoveRelay:input_type -> postern.admin.v1.RelayRef
+	78, // 89: postern.admin.v1.SystemService.Status:input_type -> postern.admin.v1.StatusRequest
+	81, // 90: postern.admin.v1.SystemService.Backup:input_type -> postern.admin.v1.BackupRequest
+	83, // 91: postern.admin.v1.SystemService.ListSuffixes:input_type -> postern.admin.v1.ListSuffixesRequest
+	84, // 92: postern.admin.v1.SystemService.SetSuffixes:input_type -> postern.admin.v1.SetSuffixesRequest
+	89, // 93: postern.admin.v1.IssuerService.ListIssuers:input_type -> postern.admin.v1.ListIssuersRequest
+	91, // 94: postern.admin.v1.IssuerService.AddIssuer:input_type -> postern.admin.v1.AddIssuerRequest
+	92, // 95: postern.admin.v1.IssuerService.UpdateIssuer:input_type -> postern.admin.v1.UpdateIssuerRequest
+	88, // 96: postern.admin.v1.IssuerService.TestIssuer:input_type -> postern.admin.v1.IssuerRef
+	88, // 97: postern.admin.v1.IssuerService.RemoveIssuer:input_type -> postern.admin.v1.IssuerRef
+	5,  // 98: postern.admin.v1.UserService.ListUsers:output_type -> postern.admin.v1.ListUsersResponse
+	7,  // 99: postern.admin.v1.UserService.CreateUser:output_type -> postern.admin.v1.CreateUserResponse
+	7,  // 100: postern.admin.v1.UserService.InviteUser:output_type -> postern.admin.v1.CreateUserResponse
+	8,  // 101: postern.admin.v1.UserService.DisableUser:output_type -> postern.admin.v1.EffectResponse
+	8,  // 102: postern.admin.v1.UserService.EnableUser:output_type -> postern.admin.v1.EffectResponse
+	8,  // 103: postern.admin.v1.UserService.SignOutUser:output_type -> postern.admin.v1.EffectResponse
+	12, // 104: postern.admin.v1.GroupService.ListGroups:output_type -> postern.admin.v1.ListGroupsResponse
+	9,  // 105: postern.admin.v1.GroupService.CreateGroup:output_type -> postern.admin.v1.Group
+	8,  // 106: postern.admin.v1.GroupService.DeleteGroup:output_type -> postern.admin.v1.EffectResponse
+	8,  // 107: postern.admin.v1.GroupService.AddMember:output_type -> postern.admin.v1.EffectResponse
+	8,  // 108: postern.admin.v1.GroupService.RemoveMember:output_type -> postern.admin.v1.EffectResponse
+	18, // 109: postern.admin.v1.SiteService.ListSites:output_type -> postern.admin.v1.ListSitesResponse
+	15, // 110: postern.admin.v1.SiteService.CreateSite:output_type -> postern.admin.v1.Site
+	8,  // 111: postern.admin.v1.SiteService.DeleteSite:output_type -> postern.admin.v1.EffectResponse
+	23, // 112: postern.admin.v1.TokenService.ListTokens:output_type -> postern.admin.v1.ListTokensResponse
+	25, // 113: postern.admin.v1.TokenService.CreateToken:output_type -> postern.admin.v1.CreateTokenResponse
+	8,  // 114: postern.admin.v1.TokenService.RevokeToken:output_type -> postern.admin.v1.EffectResponse
+	30, // 115: postern.admin.v1.AppService.ListApps:output_type -> postern.admin.v1.ListAppsResponse
+	26, // 116: postern.admin.v1.AppService.GetApp:output_type -> postern.admin.v1.App
+	26, // 117: postern.admin.v1.AppService.PublishApp:output_type -> postern.admin.v1.App
+	26, // 118: postern.admin.v1.AppService.UpdateApp:output_type -> postern.admin.v1.App
+	8,  // 119: postern.admin.v1.AppService.RetireApp:output_type -> postern.admin.v1.EffectResponse
+	36, // 120: postern.admin.v1.AppService.ListProposals:output_type -> postern.admin.v1.ListProposalsResponse
+	26, // 121: postern.admin.v1.AppService.ApproveProposal:output_type -> postern.admin.v1.App
+	8,  // 122: postern.admin.v1.AppService.RejectProposal:output_type -> postern.admin.v1.EffectResponse
+	40, // 123: postern.admin.v1.RuleService.ListRules:output_type -> postern.admin.v1.ListRulesResponse
+	42, // 124: postern.admin.v1.RuleService.PutRule:output_type -> postern.admin.v1.PutRuleResponse
+	42, // 125: postern.admin.v1.RuleService.DeleteRule:output_type -> postern.admin.v1.PutRuleResponse
+	46, // 126: postern.admin.v1.PolicyService.ListRevisions:output_type -> postern.admin.v1.ListRevisionsResponse
+	43, // 127: postern.admin.v1.PolicyService.ShowRevision:output_type -> postern.admin.v1.Revision
+	42, // 128: postern.admin.v1.PolicyService.Rollback:output_type -> postern.admin.v1.PutRuleResponse
+	48, // 129: postern.admin.v1.PolicyService.Check:output_type -> postern.admin.v1.Decision
+	53, // 130: postern.admin.v1.DeviceService.ListDevices:output_type -> postern.admin.v1.ListDevicesResponse
+	8,  // 131: postern.admin.v1.DeviceService.BlockDevice:output_type -> postern.admin.v1.EffectResponse
+	8,  // 132: postern.admin.v1.DeviceService.UnblockDevice:output_type -> postern.admin.v1.EffectResponse
+	8,  // 133: postern.admin.v1.DeviceService.RemoveDevice:output_type -> postern.admin.v1.EffectResponse
+	57, // 134: postern.admin.v1.SessionService.ListSessions:output_type -> postern.admin.v1.ListSessionsResponse
+	8,  // 135: postern.admin.v1.SessionService.EndSession:output_type -> postern.admin.v1.EffectResponse
+	61, // 136: postern.admin.v1.SessionService.ListGrants:output_type -> postern.admin.v1.ListGrantsResponse
+	8,  // 137: postern.admin.v1.SessionService.RevokeGrant:output_type -> postern.admin.v1.EffectResponse
+	64, // 138: postern.admin.v1.AuditService.Search:output_type -> postern.admin.v1.SearchResponse
+	66, // 139: postern.admin.v1.AuditService.Verify:output_type -> postern.admin.v1.VerifyResponse
+	68, // 140: postern.admin.v1.AuditService.Export:output_type -> postern.admin.v1.ExportResponse
+	48, // 141: postern.admin.v1.AuditService.GetDecision:output_type -> postern.admin.v1.Decision
+	73, // 142: postern.admin.v1.ConnectorService.ListConnectors:output_type -> postern.admin.v1.ListConnectorsResponse
+	8,  // 143: postern.admin.v1.ConnectorService.BlockConnector:output_type -> postern.admin.v1.EffectResponse
+	8,  // 144: postern.admin.v1.ConnectorService.UnblockConnector:output_type -> postern.admin.v1.EffectResponse
+	8,  // 145: postern.admin.v1.ConnectorService.RemoveConnector:output_type -> postern.admin.v1.EffectResponse
+	77, // 146: postern.admin.v1.ConnectorService.ListRelays:output_type -> postern.admin.v1.ListRelaysResponse
+	8,  // 147: postern.admin.v1.ConnectorService.RemoveRelay:output_type -> postern.admin.v1.EffectResponse
+	79, // 148: postern.admin.v1.SystemService.Status:output_type -> postern.admin.v1.StatusResponse
+	82, // 149: postern.admin.v1.SystemService.Backup:output_type -> postern.admin.v1.BackupResponse
+	85, // 150: postern.admin.v1.SystemService.ListSuffixes:output_type -> postern.admin.v1.Suffixes
+	85, // 151: postern.admin.v1.SystemService.SetSuffixes:output_type -> postern.admin.v1.Suffixes
+	90, // 152: postern.admin.v1.IssuerService.ListIssuers:output_type -> postern.admin.v1.ListIssuersResponse
+	93, // 153: postern.admin.v1.IssuerService.AddIssuer:output_type -> postern.admin.v1.IssuerResponse
+	93, // 154: postern.admin.v1.IssuerService.UpdateIssuer:output_type -> postern.admin.v1.IssuerResponse
+	93, // 155: postern.admin.v1.IssuerService.TestIssuer:output_type -> postern.admin.v1.IssuerResponse
+	8,  // 156: postern.admin.v1.IssuerService.RemoveIssuer:output_type -> postern.admin.v1.EffectResponse
+	98, // [98:157] is the sub-list for method output_type
+	39, // [39:98] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }
@@ -5945,9 +6718,9 @@ func file_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_v1_admin_proto_rawDesc), len(file_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   86,
+			NumMessages:   98,
 			NumExtensions: 0,
-			NumServices:   12,
+			NumServices:   13,
 		},
 		GoTypes:           file_admin_v1_admin_proto_goTypes,
 		DependencyIndexes: file_admin_v1_admin_proto_depIdxs,

@@ -49,6 +49,8 @@ const (
 	ConnectorServiceName = "postern.admin.v1.ConnectorService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
 	SystemServiceName = "postern.admin.v1.SystemService"
+	// IssuerServiceName is the fully-qualified name of the IssuerService service.
+	IssuerServiceName = "postern.admin.v1.IssuerService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -188,6 +190,26 @@ const (
 	SystemServiceStatusProcedure = "/postern.admin.v1.SystemService/Status"
 	// SystemServiceBackupProcedure is the fully-qualified name of the SystemService's Backup RPC.
 	SystemServiceBackupProcedure = "/postern.admin.v1.SystemService/Backup"
+	// SystemServiceListSuffixesProcedure is the fully-qualified name of the SystemService's
+	// ListSuffixes RPC.
+	SystemServiceListSuffixesProcedure = "/postern.admin.v1.SystemService/ListSuffixes"
+	// SystemServiceSetSuffixesProcedure is the fully-qualified name of the SystemService's SetSuffixes
+	// RPC.
+	SystemServiceSetSuffixesProcedure = "/postern.admin.v1.SystemService/SetSuffixes"
+	// IssuerServiceListIssuersProcedure is the fully-qualified name of the IssuerService's ListIssuers
+	// RPC.
+	IssuerServiceListIssuersProcedure = "/postern.admin.v1.IssuerService/ListIssuers"
+	// IssuerServiceAddIssuerProcedure is the fully-qualified name of the IssuerService's AddIssuer RPC.
+	IssuerServiceAddIssuerProcedure = "/postern.admin.v1.IssuerService/AddIssuer"
+	// IssuerServiceUpdateIssuerProcedure is the fully-qualified name of the IssuerService's
+	// UpdateIssuer RPC.
+	IssuerServiceUpdateIssuerProcedure = "/postern.admin.v1.IssuerService/UpdateIssuer"
+	// IssuerServiceTestIssuerProcedure is the fully-qualified name of the IssuerService's TestIssuer
+	// RPC.
+	IssuerServiceTestIssuerProcedure = "/postern.admin.v1.IssuerService/TestIssuer"
+	// IssuerServiceRemoveIssuerProcedure is the fully-qualified name of the IssuerService's
+	// RemoveIssuer RPC.
+	IssuerServiceRemoveIssuerProcedure = "/postern.admin.v1.IssuerService/RemoveIssuer"
 )
 
 // UserServiceClient is a client for the postern.admin.v1.UserService service.
@@ -1984,6 +2006,9 @@ func (UnimplementedConnectorServiceHandler) RemoveRelay(context.Context, *connec
 type SystemServiceClient interface {
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
 	Backup(context.Context, *connect.Request[v1.BackupRequest]) (*connect.Response[v1.BackupResponse], error)
+	ListSuffixes(context.Context, *connect.Request[v1.ListSuffixesRequest]) (*connect.Response[v1.Suffixes], error)
+	// SetSuffixes replaces the declared suffixes; the first is the one that app names get.
+	SetSuffixes(context.Context, *connect.Request[v1.SetSuffixesRequest]) (*connect.Response[v1.Suffixes], error)
 }
 
 // NewSystemServiceClient constructs a client for the postern.admin.v1.SystemService service. By
@@ -2009,13 +2034,27 @@ func NewSystemServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(systemServiceMethods.ByName("Backup")),
 			connect.WithClientOptions(opts...),
 		),
+		listSuffixes: connect.NewClient[v1.ListSuffixesRequest, v1.Suffixes](
+			httpClient,
+			baseURL+SystemServiceListSuffixesProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("ListSuffixes")),
+			connect.WithClientOptions(opts...),
+		),
+		setSuffixes: connect.NewClient[v1.SetSuffixesRequest, v1.Suffixes](
+			httpClient,
+			baseURL+SystemServiceSetSuffixesProcedure,
+			connect.WithSchema(systemServiceMethods.ByName("SetSuffixes")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // systemServiceClient implements SystemServiceClient.
 type systemServiceClient struct {
-	status *connect.Client[v1.StatusRequest, v1.StatusResponse]
-	backup *connect.Client[v1.BackupRequest, v1.BackupResponse]
+	status       *connect.Client[v1.StatusRequest, v1.StatusResponse]
+	backup       *connect.Client[v1.BackupRequest, v1.BackupResponse]
+	listSuffixes *connect.Client[v1.ListSuffixesRequest, v1.Suffixes]
+	setSuffixes  *connect.Client[v1.SetSuffixesRequest, v1.Suffixes]
 }
 
 // Status calls postern.admin.v1.SystemService.Status.
@@ -2028,10 +2067,23 @@ func (c *systemServiceClient) Backup(ctx context.Context, req *connect.Request[v
 	return c.backup.CallUnary(ctx, req)
 }
 
+// ListSuffixes calls postern.admin.v1.SystemService.ListSuffixes.
+func (c *systemServiceClient) ListSuffixes(ctx context.Context, req *connect.Request[v1.ListSuffixesRequest]) (*connect.Response[v1.Suffixes], error) {
+	return c.listSuffixes.CallUnary(ctx, req)
+}
+
+// SetSuffixes calls postern.admin.v1.SystemService.SetSuffixes.
+func (c *systemServiceClient) SetSuffixes(ctx context.Context, req *connect.Request[v1.SetSuffixesRequest]) (*connect.Response[v1.Suffixes], error) {
+	return c.setSuffixes.CallUnary(ctx, req)
+}
+
 // SystemServiceHandler is an implementation of the postern.admin.v1.SystemService service.
 type SystemServiceHandler interface {
 	Status(context.Context, *connect.Request[v1.StatusRequest]) (*connect.Response[v1.StatusResponse], error)
 	Backup(context.Context, *connect.Request[v1.BackupRequest]) (*connect.Response[v1.BackupResponse], error)
+	ListSuffixes(context.Context, *connect.Request[v1.ListSuffixesRequest]) (*connect.Response[v1.Suffixes], error)
+	// SetSuffixes replaces the declared suffixes; the first is the one that app names get.
+	SetSuffixes(context.Context, *connect.Request[v1.SetSuffixesRequest]) (*connect.Response[v1.Suffixes], error)
 }
 
 // NewSystemServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -2053,12 +2105,28 @@ func NewSystemServiceHandler(svc SystemServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(systemServiceMethods.ByName("Backup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	systemServiceListSuffixesHandler := connect.NewUnaryHandler(
+		SystemServiceListSuffixesProcedure,
+		svc.ListSuffixes,
+		connect.WithSchema(systemServiceMethods.ByName("ListSuffixes")),
+		connect.WithHandlerOptions(opts...),
+	)
+	systemServiceSetSuffixesHandler := connect.NewUnaryHandler(
+		SystemServiceSetSuffixesProcedure,
+		svc.SetSuffixes,
+		connect.WithSchema(systemServiceMethods.ByName("SetSuffixes")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/postern.admin.v1.SystemService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case SystemServiceStatusProcedure:
 			systemServiceStatusHandler.ServeHTTP(w, r)
 		case SystemServiceBackupProcedure:
 			systemServiceBackupHandler.ServeHTTP(w, r)
+		case SystemServiceListSuffixesProcedure:
+			systemServiceListSuffixesHandler.ServeHTTP(w, r)
+		case SystemServiceSetSuffixesProcedure:
+			systemServiceSetSuffixesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -2074,4 +2142,190 @@ func (UnimplementedSystemServiceHandler) Status(context.Context, *connect.Reques
 
 func (UnimplementedSystemServiceHandler) Backup(context.Context, *connect.Request[v1.BackupRequest]) (*connect.Response[v1.BackupResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.SystemService.Backup is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) ListSuffixes(context.Context, *connect.Request[v1.ListSuffixesRequest]) (*connect.Response[v1.Suffixes], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.SystemService.ListSuffixes is not implemented"))
+}
+
+func (UnimplementedSystemServiceHandler) SetSuffixes(context.Context, *connect.Request[v1.SetSuffixesRequest]) (*connect.Response[v1.Suffixes], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.SystemService.SetSuffixes is not implemented"))
+}
+
+// IssuerServiceClient is a client for the postern.admin.v1.IssuerService service.
+type IssuerServiceClient interface {
+	ListIssuers(context.Context, *connect.Request[v1.ListIssuersRequest]) (*connect.Response[v1.ListIssuersResponse], error)
+	// AddIssuer and UpdateIssuer test the settings against the live issuer before they keep them.
+	AddIssuer(context.Context, *connect.Request[v1.AddIssuerRequest]) (*connect.Response[v1.IssuerResponse], error)
+	UpdateIssuer(context.Context, *connect.Request[v1.UpdateIssuerRequest]) (*connect.Response[v1.IssuerResponse], error)
+	// TestIssuer asks a configured issuer for its discovery document and keys.
+	TestIssuer(context.Context, *connect.Request[v1.IssuerRef]) (*connect.Response[v1.IssuerResponse], error)
+	RemoveIssuer(context.Context, *connect.Request[v1.IssuerRef]) (*connect.Response[v1.EffectResponse], error)
+}
+
+// NewIssuerServiceClient constructs a client for the postern.admin.v1.IssuerService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewIssuerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) IssuerServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	issuerServiceMethods := v1.File_admin_v1_admin_proto.Services().ByName("IssuerService").Methods()
+	return &issuerServiceClient{
+		listIssuers: connect.NewClient[v1.ListIssuersRequest, v1.ListIssuersResponse](
+			httpClient,
+			baseURL+IssuerServiceListIssuersProcedure,
+			connect.WithSchema(issuerServiceMethods.ByName("ListIssuers")),
+			connect.WithClientOptions(opts...),
+		),
+		addIssuer: connect.NewClient[v1.AddIssuerRequest, v1.IssuerResponse](
+			httpClient,
+			baseURL+IssuerServiceAddIssuerProcedure,
+			connect.WithSchema(issuerServiceMethods.ByName("AddIssuer")),
+			connect.WithClientOptions(opts...),
+		),
+		updateIssuer: connect.NewClient[v1.UpdateIssuerRequest, v1.IssuerResponse](
+			httpClient,
+			baseURL+IssuerServiceUpdateIssuerProcedure,
+			connect.WithSchema(issuerServiceMethods.ByName("UpdateIssuer")),
+			connect.WithClientOptions(opts...),
+		),
+		testIssuer: connect.NewClient[v1.IssuerRef, v1.IssuerResponse](
+			httpClient,
+			baseURL+IssuerServiceTestIssuerProcedure,
+			connect.WithSchema(issuerServiceMethods.ByName("TestIssuer")),
+			connect.WithClientOptions(opts...),
+		),
+		removeIssuer: connect.NewClient[v1.IssuerRef, v1.EffectResponse](
+			httpClient,
+			baseURL+IssuerServiceRemoveIssuerProcedure,
+			connect.WithSchema(issuerServiceMethods.ByName("RemoveIssuer")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// issuerServiceClient implements IssuerServiceClient.
+type issuerServiceClient struct {
+	listIssuers  *connect.Client[v1.ListIssuersRequest, v1.ListIssuersResponse]
+	addIssuer    *connect.Client[v1.AddIssuerRequest, v1.IssuerResponse]
+	updateIssuer *connect.Client[v1.UpdateIssuerRequest, v1.IssuerResponse]
+	testIssuer   *connect.Client[v1.IssuerRef, v1.IssuerResponse]
+	removeIssuer *connect.Client[v1.IssuerRef, v1.EffectResponse]
+}
+
+// ListIssuers calls postern.admin.v1.IssuerService.ListIssuers.
+func (c *issuerServiceClient) ListIssuers(ctx context.Context, req *connect.Request[v1.ListIssuersRequest]) (*connect.Response[v1.ListIssuersResponse], error) {
+	return c.listIssuers.CallUnary(ctx, req)
+}
+
+// AddIssuer calls postern.admin.v1.IssuerService.AddIssuer.
+func (c *issuerServiceClient) AddIssuer(ctx context.Context, req *connect.Request[v1.AddIssuerRequest]) (*connect.Response[v1.IssuerResponse], error) {
+	return c.addIssuer.CallUnary(ctx, req)
+}
+
+// UpdateIssuer calls postern.admin.v1.IssuerService.UpdateIssuer.
+func (c *issuerServiceClient) UpdateIssuer(ctx context.Context, req *connect.Request[v1.UpdateIssuerRequest]) (*connect.Response[v1.IssuerResponse], error) {
+	return c.updateIssuer.CallUnary(ctx, req)
+}
+
+// TestIssuer calls postern.admin.v1.IssuerService.TestIssuer.
+func (c *issuerServiceClient) TestIssuer(ctx context.Context, req *connect.Request[v1.IssuerRef]) (*connect.Response[v1.IssuerResponse], error) {
+	return c.testIssuer.CallUnary(ctx, req)
+}
+
+// RemoveIssuer calls postern.admin.v1.IssuerService.RemoveIssuer.
+func (c *issuerServiceClient) RemoveIssuer(ctx context.Context, req *connect.Request[v1.IssuerRef]) (*connect.Response[v1.EffectResponse], error) {
+	return c.removeIssuer.CallUnary(ctx, req)
+}
+
+// IssuerServiceHandler is an implementation of the postern.admin.v1.IssuerService service.
+type IssuerServiceHandler interface {
+	ListIssuers(context.Context, *connect.Request[v1.ListIssuersRequest]) (*connect.Response[v1.ListIssuersResponse], error)
+	// AddIssuer and UpdateIssuer test the settings against the live issuer before they keep them.
+	AddIssuer(context.Context, *connect.Request[v1.AddIssuerRequest]) (*connect.Response[v1.IssuerResponse], error)
+	UpdateIssuer(context.Context, *connect.Request[v1.UpdateIssuerRequest]) (*connect.Response[v1.IssuerResponse], error)
+	// TestIssuer asks a configured issuer for its discovery document and keys.
+	TestIssuer(context.Context, *connect.Request[v1.IssuerRef]) (*connect.Response[v1.IssuerResponse], error)
+	RemoveIssuer(context.Context, *connect.Request[v1.IssuerRef]) (*connect.Response[v1.EffectResponse], error)
+}
+
+// NewIssuerServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewIssuerServiceHandler(svc IssuerServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	issuerServiceMethods := v1.File_admin_v1_admin_proto.Services().ByName("IssuerService").Methods()
+	issuerServiceListIssuersHandler := connect.NewUnaryHandler(
+		IssuerServiceListIssuersProcedure,
+		svc.ListIssuers,
+		connect.WithSchema(issuerServiceMethods.ByName("ListIssuers")),
+		connect.WithHandlerOptions(opts...),
+	)
+	issuerServiceAddIssuerHandler := connect.NewUnaryHandler(
+		IssuerServiceAddIssuerProcedure,
+		svc.AddIssuer,
+		connect.WithSchema(issuerServiceMethods.ByName("AddIssuer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	issuerServiceUpdateIssuerHandler := connect.NewUnaryHandler(
+		IssuerServiceUpdateIssuerProcedure,
+		svc.UpdateIssuer,
+		connect.WithSchema(issuerServiceMethods.ByName("UpdateIssuer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	issuerServiceTestIssuerHandler := connect.NewUnaryHandler(
+		IssuerServiceTestIssuerProcedure,
+		svc.TestIssuer,
+		connect.WithSchema(issuerServiceMethods.ByName("TestIssuer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	issuerServiceRemoveIssuerHandler := connect.NewUnaryHandler(
+		IssuerServiceRemoveIssuerProcedure,
+		svc.RemoveIssuer,
+		connect.WithSchema(issuerServiceMethods.ByName("RemoveIssuer")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/postern.admin.v1.IssuerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case IssuerServiceListIssuersProcedure:
+			issuerServiceListIssuersHandler.ServeHTTP(w, r)
+		case IssuerServiceAddIssuerProcedure:
+			issuerServiceAddIssuerHandler.ServeHTTP(w, r)
+		case IssuerServiceUpdateIssuerProcedure:
+			issuerServiceUpdateIssuerHandler.ServeHTTP(w, r)
+		case IssuerServiceTestIssuerProcedure:
+			issuerServiceTestIssuerHandler.ServeHTTP(w, r)
+		case IssuerServiceRemoveIssuerProcedure:
+			issuerServiceRemoveIssuerHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedIssuerServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedIssuerServiceHandler struct{}
+
+func (UnimplementedIssuerServiceHandler) ListIssuers(context.Context, *connect.Request[v1.ListIssuersRequest]) (*connect.Response[v1.ListIssuersResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.IssuerService.ListIssuers is not implemented"))
+}
+
+func (UnimplementedIssuerServiceHandler) AddIssuer(context.Context, *connect.Request[v1.AddIssuerRequest]) (*connect.Response[v1.IssuerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.IssuerService.AddIssuer is not implemented"))
+}
+
+func (UnimplementedIssuerServiceHandler) UpdateIssuer(context.Context, *connect.Request[v1.UpdateIssuerRequest]) (*connect.Response[v1.IssuerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.IssuerService.UpdateIssuer is not implemented"))
+}
+
+func (UnimplementedIssuerServiceHandler) TestIssuer(context.Context, *connect.Request[v1.IssuerRef]) (*connect.Response[v1.IssuerResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.IssuerService.TestIssuer is not implemented"))
+}
+
+func (UnimplementedIssuerServiceHandler) RemoveIssuer(context.Context, *connect.Request[v1.IssuerRef]) (*connect.Response[v1.EffectResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.IssuerService.RemoveIssuer is not implemented"))
 }
