@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +20,7 @@ const week = 7 * 24 * time.Hour
 type authorityFake struct {
 	*controltest.Authority
 	t     *testing.T
-	fail  bool
+	fail  atomic.Bool
 	calls []time.Time
 	// backdate is how old a certificate is when it is issued.
 	backdate time.Duration
@@ -27,7 +28,7 @@ type authorityFake struct {
 
 func (f *authorityFake) renew(_ context.Context, csr []byte) ([][]byte, error) {
 	f.calls = append(f.calls, time.Now())
-	if f.fail {
+	if f.fail.Load() {
 		return nil, errors.New("the broker is away")
 	}
 	req, err := x509.ParseCertificateRequest(csr)
@@ -83,8 +84,9 @@ func TestRenewsAtHalfLife(t *testing.T) {
 // TestRenewsWhenTheBrokerIsBack: also a certificate that has expired meanwhile.
 func TestRenewsWhenTheBrokerIsBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &authorityFake{Authority: controltest.New(t), t: t, fail: true}
-		back := time.AfterFunc(10*24*time.Hour, func() { f.fail = false })
+		f := &authorityFake{Authority: controltest.New(t), t: t}
+		f.fail.Store(true)
+		back := time.AfterFunc(10*24*time.Hour, func() { f.fail.Store(false) })
 		defer back.Stop()
 		m, installed := f.member(week/2, 10*24*time.Hour+5*time.Minute)
 		if installed != 1 || time.Until(m.NotAfter()) < 6*24*time.Hour {
