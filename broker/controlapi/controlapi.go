@@ -106,6 +106,8 @@ type API struct {
 	seq        counter
 	latency    latencies
 	watchers   *watchers
+	buckets    *buckets
+	turns      *turns
 }
 
 // New returns an API without callers.
@@ -122,7 +124,7 @@ func New(cfg Config) *API {
 	return &API{
 		cfg: cfg, log: cfg.Log.With("component", "control"), devices: push.NewHub[ids.DeviceID](),
 		connectors: push.NewHub[ids.ConnectorID](), relays: push.NewHub[ids.RelayID](),
-		cuts: newCutLog(), watchers: newWatchers(),
+		cuts: newCutLog(), watchers: newWatchers(), buckets: newBuckets(), turns: newTurns(),
 	}
 }
 

@@ -87,6 +87,9 @@ func (s deviceService) Report(ctx context.Context, req *connect.Request[controlv
 	if err != nil {
 		return nil, err
 	}
+	if err := s.buckets.take(d.ID, s.cfg.Now()); err != nil {
+		return nil, err
+	}
 	if len(req.Msg.Facts) > maxFacts {
 		return nil, badRequest("at most %d facts", maxFacts)
 	}
@@ -164,11 +167,23 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 	if err != nil {
 		return nil, err
 	}
-	ses, err := s.session(ctx, d)
-	if err != nil {
+	if err := s.buckets.take(d.ID, s.cfg.Now()); err != nil {
 		return nil, err
 	}
 	app, ok := s.findApp(req.Msg.AppId, req.Msg.AppName)
+	key := asked{device: d.ID}
+	if ok {
+		key.app = app.ID
+	}
+	leave, err := s.turns.enter(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	ses, err := s.session(ctx, d) // read within the turn: it may have ended while we waited
+	if err != nil {
+		return nil, err
+	}
 	if !ok {
 		return nil, errNoApp()
 	}
