@@ -142,7 +142,7 @@ func oracleRequires(r policy.Rule, in policy.Input) bool {
 }
 
 func oracleMFA(in policy.Input, age time.Duration) bool {
-	two := slices.Contains(in.Identity.AMR, "mfa") || slices.Contains(in.Identity.AMR, "hwk")
+	two := slices.Contains(in.Identity.AMR, "mfa") || slices.Contains(in.Identity.AMR, "hwk") && slices.Contains(in.Identity.AMR, "pwd")
 	return two && in.Time.Sub(in.Identity.AuthTime) < age
 }
 
@@ -245,7 +245,7 @@ func randomInput(r *rand.Rand) policy.Input {
 	in.Identity.User = pick(r, ids.UserID("usr_ann"), "usr_bob", "usr_eve")
 	in.Identity.Groups = pick(r, nil, []ids.GroupID{"grp_eng"}, []ids.GroupID{"grp_ops", "grp_eng"}, []ids.GroupID{"grp_hr"})
 	in.Identity.GroupsIncomplete = r.IntN(8) == 0
-	in.Identity.AMR = pick(r, []string{"pwd"}, []string{"pwd", "mfa"}, []string{"hwk"})
+	in.Identity.AMR = pick(r, []string{"pwd"}, []string{"pwd", "mfa"}, []string{"hwk"}, []string{"hwk", "pwd"})
 	in.Identity.SignedInAt = in.Time.Add(-pick(r, time.Minute, 30*time.Minute, 9*time.Hour, 30*time.Hour))
 	in.Identity.AuthTime = in.Time.Add(-pick(r, time.Minute, 30*time.Minute, 5*time.Hour))
 	in.Identity.Attributes = map[string]policy.Value{}

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"slices"
 	"time"
 
 	"github.com/postern-zt/postern/broker/trust"
@@ -63,12 +62,47 @@ func (s *state) mfaWithin(age Duration) bool {
 
 func (s *state) sessionWithin(age Duration) bool { return s.within(s.in.Identity.SignedInAt, age) }
 
-// multiFactor reads amr (RFC 8176): the word itself, or a method that is one only with a
-// second factor in hand.
+// factor is what kind of proof a method is.
+type factor uint8
+
+const (
+	factorNone factor = iota // not a proof by the person, or not known
+	factorKnowledge
+	factorPossession
+	factorInherence
+)
+
+// factorOf reads one method (RFC 8176 section 2). A key may be unlocked by a PIN or may not
+// be: alone it proves possession and nothing else.
+func factorOf(method string) factor {
+	switch method {
+	case "pwd", "pin", "kba":
+		return factorKnowledge
+	case "otp", "hwk", "swk", "sc", "sms", "tel":
+		return factorPossession
+	case "face", "fpt", "iris", "retina", "vbm":
+		return factorInherence
+	default:
+		return factorNone
+	}
+}
+
+// multiFactor reads amr: the issuer's own word for it, or two methods of different kinds.
 func multiFactor(amr []string) bool {
-	return slices.ContainsFunc(amr, func(m string) bool {
-		return m == "mfa" || m == "hwk" || m == "swk" || m == "sc" || m == "otp"
-	})
+	first := factorNone
+	for _, m := range amr {
+		f := factorOf(m)
+		switch {
+		case m == "mfa":
+			return true
+		case f == factorNone:
+		case first == factorNone:
+			first = f
+		case f != first:
+			return true
+		}
+	}
+	return false
 }
 
 // identityFresh: while the issuer is out of reach, the class's outage mode says how long
