@@ -195,6 +195,7 @@ func (b *Broker) openPolicy(ctx context.Context) (err error) {
 	src := sources{b}
 	b.auth = authorize.New(authorize.Config{
 		Sources: src, Decider: b.decide, Ledger: b.ledger, Trust: b.trust, Audit: b.audit, Metrics: b.metrics, Log: b.log,
+		Online: b.onlineConnectors,
 	})
 	secret, err := b.ring.Newest(keys.TokenSecret)
 	if err != nil {
@@ -202,6 +203,12 @@ func (b *Broker) openPolicy(ctx context.Context) (err error) {
 	}
 	b.tickets = tickets.New(b.signer, secret.Secret())
 	return nil
+}
+
+// onlineConnectors is called while the broker serves, which is when the API is there.
+func (b *Broker) onlineConnectors() []ids.ConnectorID {
+	_, connectors, _ := b.api.Online()
+	return connectors
 }
 
 func (b *Broker) openListeners(ctx context.Context) (err error) {

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,7 +39,8 @@ const maxCrossed = 3
 var (
 	// ErrUnavailable says that the answer could not be made durable: nothing is given.
 	ErrUnavailable = errors.New("the decision could not be recorded")
-	// ErrNoConnector says that no connector of the app's sites could serve it.
+	// ErrNoConnector says that no connector of the app's sites could serve it: there is none,
+	// or all have been away for a while.
 	ErrNoConnector = errors.New("no connector for this app")
 )
 
@@ -73,7 +75,7 @@ type Metrics interface {
 	Evaluated(took time.Duration)
 }
 
-// Config is what an Authorizer needs; Metrics may be nil.
+// Config is what an Authorizer needs; Metrics and Online may be nil.
 type Config struct {
 	Sources Sources
 	Decider Decider
@@ -81,8 +83,11 @@ type Config struct {
 	Trust   func() trust.Settings
 	Audit   Auditor
 	Metrics Metrics
-	Now     func() time.Time
-	Log     *slog.Logger
+	// Online lists the connectors with a control stream; nil takes all for online. It is
+	// asked at every question and, by the reactor, every second.
+	Online func() []ids.ConnectorID
+	Now    func() time.Time
+	Log    *slog.Logger
 }
 
 // Authorizer answers and keeps answers true.
@@ -93,7 +98,8 @@ type Authorizer struct {
 	mu    sync.Mutex // guards the fields below
 	ended endings
 	// revoked waits for the reactor, which takes it every second.
-	revoked []Ended
+	revoked  []Ended
+	presence presence
 }
 
 // New returns an Authorizer.
@@ -149,7 +155,7 @@ func (a *Authorizer) live(ctx context.Context, req Request) (Answer, bool) {
 		return Answer{}, false
 	}
 	cons, err := a.connectors(ctx, req.App)
-	if err != nil || !sameConnectors(g.Connectors, cons) {
+	if err != nil || !sameConnectors(g.Connectors, cons) || !a.present(cons) {
 		return Answer{}, false
 	}
 	ans := Answer{Grant: g, Envelope: a.cfg.Ledger.Envelope(g), Connectors: cons}
@@ -157,16 +163,14 @@ func (a *Authorizer) live(ctx context.Context, req Request) (Answer, bool) {
 	return ans, true
 }
 
+// sameConnectors compares without the order, which changes with who is online.
 func sameConnectors(have []ids.ConnectorID, cons []registry.Connector) bool {
-	if len(have) != len(cons) {
-		return false
-	}
-	for i := range have {
-		if have[i] != cons[i].ID {
+	for _, c := range cons {
+		if !slices.Contains(have, c.ID) {
 			return false
 		}
 	}
-	return true
+	return len(have) == len(cons)
 }
 
 func (a *Authorizer) decide(ctx context.Context, req Request) (Answer, error) {
@@ -195,7 +199,7 @@ func (a *Authorizer) give(ctx context.Context, req Request, rec policy.Record, s
 	if err != nil {
 		return Answer{}, err
 	}
-	if len(cons) == 0 {
+	if !a.present(cons) {
 		return Answer{Record: rec}, ErrNoConnector
 	}
 	if _, err := a.cfg.Audit.Append(ctx, event(chain.Decision, rec)); err != nil {
@@ -214,7 +218,7 @@ func siteOf(snap *catalog.Snapshot, cons []registry.Connector) string {
 	return site.Name
 }
 
-// connectors returns those that can serve the app, best first.
+// connectors returns those that can serve the app, in the order of its placements.
 func (a *Authorizer) connectors(ctx context.Context, app *catalog.App) ([]registry.Connector, error) {
 	all, err := a.cfg.Sources.Connectors(ctx)
 	if err != nil {

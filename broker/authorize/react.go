@@ -130,6 +130,7 @@ func (r *Reactor) RunDue(ctx context.Context) error {
 
 // due does what has come due and returns when to look again.
 func (r *Reactor) due(ctx context.Context) time.Duration {
+	r.cfg.Authorizer.lookAround()
 	r.cutLate(ctx, r.cfg.Now())
 	if revoked := r.cfg.Authorizer.takeRevoked(); len(revoked) > 0 {
 		r.watchFor(revoked)
