@@ -57,6 +57,11 @@ func TestParseTargetRefuses(t *testing.T) {
 		{"80-81=10.0.0.5:80", catalog.ErrInvalid, "2 published ports for 1"},
 		{"10.0.0.0/8", catalog.ErrUnsupported, "not yet supported"},
 		{"10.0.0.0/8:80", catalog.ErrUnsupported, "not yet supported"},
+		{"http://10.0.0.5/", catalog.ErrInvalid, "without http://"},
+		{"https://wiki.lan:8443/?a=b", catalog.ErrInvalid, "without http://"},
+		{"80=http://10.0.0.5", catalog.ErrInvalid, "without http://"},
+		{"10.0.0.5:80/", catalog.ErrInvalid, "such as 10.0.0.5:80"},
+		{"10.0.0.5/", catalog.ErrInvalid, "such as 10.0.0.5:80"},
 	}
 	for _, c := range cases {
 		if _, err := catalog.ParseTarget(c.in); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {

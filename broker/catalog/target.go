@@ -95,6 +95,9 @@ type Target struct {
 // ParseTarget reads "HOST:PORT", "HOST:FIRST-LAST", or one of them after "PUBLISHED=":
 // "80=10.0.0.5:8080", "8000-8010=db.lan:9000-9010". IPv6 addresses stand in brackets.
 func ParseTarget(s string) (Target, error) {
+	if strings.Contains(s, "://") {
+		return Target{}, notURL(s)
+	}
 	published, rest, given := strings.Cut(strings.TrimSpace(s), "=")
 	if !given {
 		rest = published
@@ -120,8 +123,11 @@ func ParseTarget(s string) (Target, error) {
 }
 
 func splitTarget(s string) (string, PortRange, error) {
-	if _, err := netip.ParsePrefix(s); err == nil || strings.Contains(s, "/") {
-		return "", PortRange{}, unsupported("target", "%q is a network; publishing networks is not yet supported, name host:port", s)
+	if addr, bits, ok := strings.Cut(s, "/"); ok {
+		if _, err := netip.ParseAddr(addr); err == nil && bits != "" {
+			return "", PortRange{}, unsupported("target", "%q is a network; publishing networks is not yet supported, name host:port", s)
+		}
+		return "", PortRange{}, notURL(s)
 	}
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
@@ -132,6 +138,11 @@ func splitTarget(s string) (string, PortRange, error) {
 		return "", PortRange{}, fmt.Errorf("target %q: %w", s, err)
 	}
 	return host, ports, nil
+}
+
+// notURL answers those who paste what their browser shows.
+func notURL(s string) error {
+	return invalid("target", "%q: write host:port without http:// and without a path, such as 10.0.0.5:80", s)
 }
 
 // complete chooses the published ports of a target that does not name them.

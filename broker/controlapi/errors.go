@@ -85,7 +85,8 @@ func wireCode(err error) (connect.Code, string) {
 		return connect.CodePermissionDenied, "the certificate expired too long ago; join or sign in again"
 	case errors.Is(err, session.ErrEnded), errors.Is(err, session.ErrNotFound):
 		return connect.CodeFailedPrecondition, "nobody is signed in on this device; sign in again"
-	case errors.Is(err, keys.ErrBadRequest), errors.Is(err, registry.ErrInvalid), errors.Is(err, catalog.ErrInvalid):
+	case errors.Is(err, keys.ErrBadRequest), errors.Is(err, registry.ErrInvalid),
+		errors.Is(err, catalog.ErrInvalid), errors.Is(err, catalog.ErrUnsupported):
 		return connect.CodeInvalidArgument, err.Error()
 	case errors.Is(err, registry.ErrNotFound), errors.Is(err, directory.ErrNotFound), errors.Is(err, catalog.ErrNotFound):
 		return connect.CodeNotFound, err.Error()
