@@ -6,7 +6,7 @@
 // error that names the line and the nearest key, because a setting that silently
 // does nothing is how a door stays open.
 //
-// All functions are pure but [Read] and safe for concurrent use.
+// All functions are pure but [Read] and [ReadChosen], and safe for concurrent use.
 package settings
 
 import (
@@ -45,6 +45,20 @@ type Source struct {
 // Validator is implemented by a configuration that can judge itself. The error
 // names the field.
 type Validator interface{ Validate() error }
+
+// ReadChosen reads the file that the operator named, which must exist, or the standard one,
+// which need not. It returns which of them it read.
+func ReadChosen(named, standard string) (path string, data []byte, err error) {
+	if named == "" {
+		data, err = Read(standard)
+		return standard, data, err
+	}
+	if _, err := os.Stat(named); err != nil {
+		return named, nil, fmt.Errorf("read configuration: %w", err)
+	}
+	data, err = Read(named)
+	return named, data, err
+}
 
 // Read gives the content of a configuration file. A missing file is an empty one.
 func Read(path string) ([]byte, error) {

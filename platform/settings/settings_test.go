@@ -196,6 +196,24 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestReadChosen: only the standard file may be missing.
+func TestReadChosen(t *testing.T) {
+	none, some := filepath.Join(t.TempDir(), "none.yaml"), filepath.Join(t.TempDir(), "some.yaml")
+	if err := os.WriteFile(some, []byte("url: x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ named, standard, path, data string }{
+		{"", none, none, ""}, {"", some, some, "url: x"}, {some, none, some, "url: x"},
+	} {
+		if path, data, err := settings.ReadChosen(c.named, c.standard); path != c.path || string(data) != c.data || err != nil {
+			t.Errorf("ReadChosen(%q, %q) = %q, %q, %v", c.named, c.standard, path, data, err)
+		}
+	}
+	if _, _, err := settings.ReadChosen(none, some); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), none) {
+		t.Errorf("a named file that is missing: %v", err)
+	}
+}
+
 func TestSizeRoundTrip(t *testing.T) {
 	for text, want := range map[string]settings.Size{
 		"0": 0, "1": 1, "7B": 7, "64KiB": 64 << 10, "3 MiB": 3 << 20, "2GiB": 2 << 30, "1TiB": 1 << 40, "5kB": 5000, "5MB": 5e6,

@@ -44,11 +44,7 @@ func (r *runCmd) config(e *env) (broker.Config, error) {
 		return broker.Config{}, fmt.Errorf("%w; give --data-dir", err)
 	}
 	cfg := broker.DefaultConfig(set.State, set.Socket)
-	name := r.Config
-	if name == "" {
-		name = set.Config
-	}
-	data, err := settings.Read(name)
+	name, data, err := settings.ReadChosen(r.Config, set.Config)
 	if err != nil {
 		return broker.Config{}, err
 	}

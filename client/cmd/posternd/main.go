@@ -79,11 +79,7 @@ func (e *env) config() (client.DaemonConfig, error) {
 		return client.DaemonConfig{}, err
 	}
 	cfg := client.DefaultDaemonConfig(set)
-	name := e.file
-	if name == "" {
-		name = set.Config
-	}
-	data, err := settings.Read(name)
+	name, data, err := settings.ReadChosen(e.file, set.Config)
 	if err != nil {
 		return cfg, err
 	}
