@@ -33,6 +33,9 @@ const (
 
 const (
 	browserCookie = "postern-signin"
+	// securePrefix has browsers take the cookie from this very host over TLS only, so that
+	// nobody on a neighbouring name can plant one (RFC 6265bis section 4.1.3.2).
+	securePrefix = "__Host-"
 	// maxForm bounds a posted form; the longest is the set-up page with its list of people.
 	maxForm = 64 << 10
 	// cookieAge outlives a flow; nothing else hangs on the cookie.
@@ -197,26 +200,36 @@ func (s *Service) csrfToken(browser string) string {
 
 // browserOf returns the hash of the browser's cookie, or "".
 func (s *Service) browserOf(r *http.Request) string {
-	c, err := r.Cookie(browserCookie)
+	name, _ := cookieFor(r)
+	c, err := r.Cookie(name)
 	if err != nil || len(c.Value) != 43 {
 		return ""
 	}
 	return hashKey(c.Value)
 }
 
+// cookieFor names the browser's cookie and says whether it is Secure: always, except behind
+// a loopback proxy, where the browser speaks plain HTTP to its own machine.
+func cookieFor(r *http.Request) (name string, secure bool) {
+	if loopbackHost(hostOnly(r.Host)) {
+		return browserCookie, false
+	}
+	return securePrefix + browserCookie, true
+}
+
 // ensureBrowser gives a browser its cookie if it has none and returns the hash. The cookie
-// is random and means nothing by itself. It is Secure except behind a loopback proxy, where
-// the browser speaks plain HTTP to its own machine.
+// is random and means nothing by itself.
 func (s *Service) ensureBrowser(w http.ResponseWriter, r *http.Request) string {
 	if b := s.browserOf(r); b != "" {
 		return b
 	}
 	value := newToken()
+	name, secure := cookieFor(r)
 	http.SetCookie(w, &http.Cookie{
-		Name: browserCookie, Value: value, Path: "/", MaxAge: cookieAge,
-		HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: !loopbackHost(hostOnly(r.Host)),
+		Name: name, Value: value, Path: "/", MaxAge: cookieAge, // a __Host- cookie has Path=/ and no Domain
+		HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: secure,
 	})
-	r.AddCookie(&http.Cookie{Name: browserCookie, Value: value}) // for later calls in this request
+	r.AddCookie(&http.Cookie{Name: name, Value: value}) // for later calls in this request
 	return hashKey(value)
 }
 
