@@ -140,14 +140,13 @@ func (b *bench) open(round int) {
 
 func (b *bench) sample(round int, p path, dir direction) {
 	b.t.Helper()
-	must(b.t, wait(b.t.Context(), settle))
 	profile := b.startProfile(p, dir.String(), round)
-	s, err := b.measure(b.t.Context(), p, dir)
+	s, err := b.quietly(b.t.Context(), p, dir)
 	profile()
 	must(b.t, err)
 	key := p.name + "/" + dir.String()
 	b.samples[key] = append(b.samples[key], s)
-	b.t.Logf("round %d  %-22s %6.2f Gbit/s  CPU-s/GB %s", round+1, key, s.gbps, roles(s.cpu))
+	b.t.Logf("round %d  %-22s %6.2f Gbit/s  others %2.0f %%  CPU-s/GB %s", round+1, key, s.gbps, s.foreign*100, roles(s.cpu))
 }
 
 // roles prints figures by role in the order of the way.

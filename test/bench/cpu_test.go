@@ -3,8 +3,11 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +40,50 @@ func cpuTimes(pids map[string]int) (map[string]time.Duration, error) {
 		times[role] = t
 	}
 	return times, nil
+}
+
+// tick is the unit of CPU times in /proc/stat: USER_HZ is 100 on every Linux system.
+const tick = 10 * time.Millisecond
+
+// machineTime is the CPU time of everything on this machine so far, idling left out.
+func machineTime() (time.Duration, error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(first) // cpu user nice system idle iowait irq softirq steal ...
+	if len(fields) < 9 || fields[0] != "cpu" {
+		return 0, errors.New("unknown layout of /proc/stat")
+	}
+	var total time.Duration
+	for i, text := range fields[1:9] {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		if name := i + 1; name != 4 && name != 5 { // idle, iowait
+			total += time.Duration(n) * tick
+		}
+	}
+	return total, nil
+}
+
+// foreignTime is the CPU time so far of what does not belong to the bench. Kernel threads
+// count as foreign too, so it is never quite still.
+func foreignTime(own map[string]int) (time.Duration, error) {
+	total, err := machineTime()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range append(slices.Collect(maps.Values(own)), os.Getpid()) {
+		t, err := cpuTime(pid)
+		if err != nil {
+			return 0, err
+		}
+		total -= t
+	}
+	return total, nil
 }
 
 // resident is the memory of a process in MB.

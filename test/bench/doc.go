@@ -15,6 +15,9 @@
 // it in the size of a wire. Congestion control is cubic on both ends of every TCP
 // connection, by socket and by route, and is read back.
 //
+// While others use the machine, figures sink and ratios blur: each sample says how much of
+// the machine others took, and is taken again when that was much.
+//
 // Rows without a carrier in their name (open/warm/p50, cpu/client) are those of the TLS
 // carrier with the tunnel interface; "reference" is wireguard-go, and a direct connection
 // for the rows of open. A missed gate fails the run, a missed target is printed.
