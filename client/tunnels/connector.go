@@ -24,8 +24,10 @@ type connector struct {
 	id     ids.ConnectorID
 	key    ids.KeyID
 	client *link.Client
-	// carriers counts the live ones.
+	// carriers counts the live ones; lost is when the last of them went, in Unix
+	// nanoseconds.
 	carriers atomic.Int32
+	lost     atomic.Int64
 
 	mu     sync.Mutex // guards the fields below
 	relays []*controlv1.RelayPath
@@ -105,6 +107,7 @@ func (t *Tunnels) events(c *connector) link.Events {
 			log.Debug("carrier up", "carrier", s.Name, "path", s.Path)
 		},
 		CarrierDown: func(name string, err error) {
+			c.lost.Store(time.Now().UnixNano())
 			c.carriers.Add(-1)
 			log.Debug("carrier down", "carrier", name, "error", err)
 		},
@@ -140,6 +143,28 @@ func (t *Tunnels) present(ctx context.Context, c *connector, g *session.Grant) (
 	c.mu.Unlock()
 	t.mu.Unlock()
 	return s.verdict.wait(ctx)
+}
+
+// whileReached returns a context that ends when no carrier has been there for carrierWait.
+func (c *connector) whileReached(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var look func()
+	mu, timer := sync.Mutex{}, (*time.Timer)(nil)
+	look = func() {
+		if c.carriers.Load() == 0 && time.Since(time.Unix(0, c.lost.Load())) >= carrierWait {
+			cancel(errNotReached)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if ctx.Err() == nil {
+			timer.Reset(lookEvery)
+		}
+	}
+	mu.Lock()
+	timer = time.AfterFunc(lookEvery, look)
+	mu.Unlock()
+	return ctx, func() { cancel(nil); timer.Stop() }
 }
 
 func (c *connector) show(ctx context.Context, g *session.Grant, s *shown) {

@@ -3,6 +3,7 @@ package tunnels
 import (
 	"context"
 	"crypto/tls"
+	"time"
 
 	"github.com/postern-zt/postern/client/session"
 	"github.com/postern-zt/postern/netstack/carrier"
@@ -41,4 +42,13 @@ func (t *Tunnels) GrantForTest(app session.App) string {
 		return ""
 	}
 	return string(g.ID)
+}
+
+// WhileReachedForTest is an open through a connector that has just lost a carrier and has
+// so many left.
+func WhileReachedForTest(ctx context.Context, carriers int32) (context.Context, func()) {
+	c := &connector{}
+	c.lost.Store(time.Now().UnixNano())
+	c.carriers.Store(carriers)
+	return c.whileReached(ctx)
 }

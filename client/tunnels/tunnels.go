@@ -38,10 +38,11 @@ const (
 	// openTimeout bounds one Open whose caller is more patient. It is longer than the
 	// connector's own dial of an app and shorter than a program's SYN is held.
 	openTimeout = 18 * time.Second
-	// carrierWait is how long a connector has to be reached while another one is left;
-	// lastWait is for the last one.
+	// carrierWait is how long the connectors of an app have together to be reached. A
+	// program waits for it when all are away.
 	carrierWait = 5 * time.Second
-	lastWait    = 12 * time.Second
+	// lookEvery is how often an open looks whether its connector is still reached.
+	lookEvery = 500 * time.Millisecond
 	// maxTries bounds new grants and rounds over the connectors within one Open; retryPause
 	// grows with each, so that a connector which has just started gets its statement.
 	maxTries   = 4
@@ -216,6 +217,7 @@ func (t *Tunnels) open(ctx context.Context, app session.App, network string, por
 // through tries the connectors of a grant in their order.
 func (t *Tunnels) through(ctx context.Context, g *session.Grant, do use) (session.Action, error) {
 	action, last := session.GiveUp, ErrNoConnector
+	patience := carrierWait
 	for i, path := range g.Connectors {
 		c, err := t.connector(path)
 		if err != nil {
@@ -223,7 +225,10 @@ func (t *Tunnels) through(ctx context.Context, g *session.Grant, do use) (sessio
 			last = err
 			continue
 		}
-		dialled, err := t.attempt(ctx, c, g, i < len(g.Connectors)-1, do)
+		if i < len(g.Connectors)-1 {
+			patience /= 2 // the other half is for those that come after
+		}
+		dialled, err := t.attempt(ctx, c, g, patience, do)
 		if err == nil {
 			return session.GiveUp, nil
 		}
@@ -241,12 +246,9 @@ func (t *Tunnels) through(ctx context.Context, g *session.Grant, do use) (sessio
 	return action, last
 }
 
-// attempt uses one connector. dialled says that the app may have been tried.
-func (t *Tunnels) attempt(ctx context.Context, c *connector, g *session.Grant, more bool, do use) (dialled bool, err error) {
-	patience := lastWait
-	if more {
-		patience = carrierWait
-	}
+// attempt uses one connector, which has patience to be reached. dialled says that the app
+// may have been tried.
+func (t *Tunnels) attempt(ctx context.Context, c *connector, g *session.Grant, patience time.Duration, do use) (dialled bool, err error) {
 	waiting, cancel := context.WithTimeoutCause(ctx, patience, errNotReached)
 	defer cancel()
 	ref, err := t.present(waiting, c, g)
@@ -256,7 +258,9 @@ func (t *Tunnels) attempt(ctx context.Context, c *connector, g *session.Grant, m
 	if err != nil {
 		return false, err
 	}
-	return true, do(ctx, c, ref)
+	reached, stop := c.whileReached(ctx)
+	defer stop()
+	return true, do(reached, c, ref)
 }
 
 // Ended takes the broker's word that grants are over, with the receipt that says why.
