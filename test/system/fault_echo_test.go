@@ -218,7 +218,7 @@ func (k *talker) failed(err error) {
 	if k.err == nil {
 		k.ended = time.Now()
 	}
-	if _, precise := errors.AsType[syscall.Errno](err); k.err == nil || precise {
+	if _, precise := errors.AsType[syscall.Errno](k.err); !precise {
 		k.err = err
 	}
 }
