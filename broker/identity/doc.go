@@ -23,8 +23,9 @@
 // collect the result. The cookie is named by the scheme of Config.URL; a loopback proxy in
 // front of the pages must pass cookies on as they are.
 //
-// A wrong password, an unknown user, a disabled user and too many attempts give the same
-// text; unknown users cost the same argon2id work as known ones.
+// A wrong password, an unknown user and a disabled user give the same text, and unknown users
+// cost the same argon2id work as known ones. Too many attempts give a text of their own, for
+// logins that do not exist too.
 //
 // The package must not decide about apps or sessions, and holds no keys: signing and sealing
 // come in as interfaces. zitadel/oidc and go-oidc are imported here and nowhere else.

@@ -15,8 +15,12 @@ const (
 	amrPassword = "pwd"
 )
 
-// signInFailed is the one text for each failed password sign-in.
-const signInFailed = "Login or password is wrong, or there were too many attempts. Wait a minute before you try again."
+// signInFailed is the one text for each failed password sign-in, and signInThrottled the one
+// for each that was not looked at: accounts that do not exist are throttled like others.
+const (
+	signInFailed    = "Login or password is wrong."
+	signInThrottled = "There were too many attempts. Wait a minute before you try again."
+)
 
 // loginData is what the sign-in page shows.
 type loginData struct {
@@ -81,7 +85,7 @@ func (s *Service) postLogin(w http.ResponseWriter, r *http.Request) {
 	u, err := s.checkPassword(r, login, NewSecret(r.PostForm.Get("password")))
 	var refused *Error
 	if errors.As(err, &refused) {
-		s.showLogin(w, r, id, f, page{Error: signInFailed, Data: login, status: http.StatusUnauthorized})
+		s.showLogin(w, r, id, f, page{Error: signInText(refused), Data: login, status: http.StatusUnauthorized})
 		return
 	}
 	if err == nil {
@@ -95,8 +99,16 @@ func (s *Service) postLogin(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, nextPage(id, f), http.StatusSeeOther)
 }
 
+// signInText is what people read; all other reasons are for metrics and the log.
+func signInText(refused *Error) string {
+	if refused.Reason == ReasonThrottled {
+		return signInThrottled
+	}
+	return signInFailed
+}
+
 // checkPassword returns the local user with this login and password. Each refusal is an
-// *Error; what it says is for metrics, people get signInFailed.
+// *Error, whose signInText people get.
 func (s *Service) checkPassword(r *http.Request, login string, password Secret) (directory.User, error) {
 	start := time.Now()
 	u, err := s.passwordSignIn(r.Context(), login, password, addressKey(remoteAddr(r)))

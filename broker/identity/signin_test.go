@@ -297,6 +297,9 @@ func TestWrongPasswordAndUnknownUserLookTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := csrfField.ReplaceAllString(http.StatusText(page.Status)+" "+page.Text, "")
+		if !strings.Contains(got, "password is wrong") || strings.Contains(got, "too many") {
+			t.Errorf("%s: %q", name, got)
+		}
 		if page.Status != http.StatusUnauthorized || (seen != "" && got != seen) {
 			t.Errorf("%s: %q, want %q", name, got, seen)
 		}
@@ -322,6 +325,25 @@ func TestGuessingIsThrottledAndDecays(t *testing.T) {
 	}
 	w.later(2 * time.Minute)
 	w.mustSignIn(annPerson())
+}
+
+// TestThrottledSignInSaysSo: whether the login exists or not, and whatever the password.
+func TestThrottledSignInSaysSo(t *testing.T) {
+	w := newWorld(t)
+	w.ann()
+	for _, who := range []identitytest.Person{annPerson(), {Login: "nobody", Password: password}} {
+		for range 7 {
+			_, _ = identitytest.SignIn(t.Context(), w.target, identitytest.Person{Login: who.Login, Password: "incorrect horse"})
+		}
+		_, page, _ := w.begin()
+		page, err := who.FillIn(t.Context(), page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if page.Status != http.StatusUnauthorized || !strings.Contains(page.Text, "too many attempts. Wait") || strings.Contains(page.Text, "is wrong") {
+			t.Errorf("%s: status %d: %s", who.Login, page.Status, page.Text)
+		}
+	}
 }
 
 func TestSetPasswordSignsOutElsewhere(t *testing.T) {
