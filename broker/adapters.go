@@ -91,6 +91,11 @@ func (s sealer) Open(_ context.Context, purpose string, sealed []byte) ([]byte, 
 // suffixes keeps what the set-up page asks for.
 type suffixes struct{ catalog *catalog.Catalog }
 
+func (suffixes) CheckNameSuffix(suffix string) ([]string, error) {
+	_, warnings, err := catalog.CheckSuffixes([]string{suffix})
+	return warnings, err
+}
+
 func (s suffixes) SetNameSuffix(ctx context.Context, suffix string) error {
 	_, err := s.catalog.SetSuffixes(ctx, []string{suffix}, s.catalog.Current().SuffixVersion())
 	return err

@@ -67,6 +67,8 @@ type Sealer interface {
 
 // Settings is where the set-up page keeps what is not about a person.
 type Settings interface {
+	// CheckNameSuffix returns what will hurt with this suffix, or why it cannot be taken.
+	CheckNameSuffix(suffix string) (warnings []string, err error)
 	SetNameSuffix(ctx context.Context, suffix string) error
 }
 

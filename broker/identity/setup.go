@@ -13,6 +13,9 @@ import (
 // maxFirstUsers bounds the list on the set-up page: a team; more come by other ways.
 const maxFirstUsers = 100
 
+// maxSuffix leaves room for names under the suffix within the 253 of DNS.
+const maxSuffix = 190
+
 // setupForm is what the owner fills in.
 type setupForm struct {
 	Code, Login, Name, Mail, Suffix, People string
@@ -31,6 +34,8 @@ type setupDone struct {
 	Login       string
 	InviteURL   string
 	Invitations []invitation
+	// Warnings are about the name suffix.
+	Warnings []string
 }
 
 func (s *Service) serveSetup(w http.ResponseWriter, r *http.Request) {
@@ -63,7 +68,8 @@ func (s *Service) setup(r *http.Request, f setupForm) (setupDone, error) {
 	if err != nil {
 		return setupDone{}, err
 	}
-	if err := checkSuffix(f.Suffix); err != nil {
+	warnings, err := s.checkSuffix(f.Suffix)
+	if err != nil {
 		return setupDone{}, err
 	}
 	people, err := parsePeople(f.People)
@@ -81,7 +87,9 @@ func (s *Service) setup(r *http.Request, f setupForm) (setupDone, error) {
 			return setupDone{}, fmt.Errorf("set name suffix: %w", err)
 		}
 	}
-	return setupDone{Login: f.Login, InviteURL: s.Issuer() + invitePath, Invitations: s.inviteAll(ctx, people)}, nil
+	return setupDone{
+		Login: f.Login, InviteURL: s.Issuer() + invitePath, Invitations: s.inviteAll(ctx, people), Warnings: warnings,
+	}, nil
 }
 
 // takeCode takes a one-time code after ready agrees. Wrong codes count as guesses.
@@ -168,7 +176,14 @@ func parsePeople(text string) ([]person, error) {
 // inviteAll creates what can be created; the page names what could not.
 func (s *Service) inviteAll(ctx context.Context, people []person) []invitation {
 	var list []invitation
+	seen := map[string]bool{}
 	for _, p := range people {
+		login := strings.ToLower(p.login)
+		if seen[login] {
+			list = append(list, invitation{Login: p.login, Error: p.login + " stands here twice."})
+			continue
+		}
+		seen[login] = true
 		u, code, err := s.CreateUser(ctx, p.login, p.name, p.mail)
 		if err != nil {
 			text, ok := formError(err)
@@ -186,29 +201,18 @@ func (s *Service) inviteAll(ctx context.Context, people []person) []invitation {
 	return list
 }
 
-// checkSuffix accepts an empty suffix or a domain name.
-func checkSuffix(s string) error {
-	if s == "" {
-		return nil
+// checkSuffix accepts an empty suffix or a domain name, and warns of some.
+func (s *Service) checkSuffix(suffix string) (warnings []string, err error) {
+	if suffix == "" {
+		return nil, nil
 	}
-	if len(s) > 190 { // leaves room for names under it within the 253 of DNS
-		return fmt.Errorf("%w: the name suffix is too long", directory.ErrInvalid)
+	if len(suffix) > maxSuffix {
+		return nil, fmt.Errorf("%w: the name suffix is too long", directory.ErrInvalid)
 	}
-	for label := range strings.SplitSeq(s, ".") {
-		if !dnsLabel(label) {
-			return fmt.Errorf("%w: %q is no domain name", directory.ErrInvalid, displayName(s))
-		}
+	if warnings, err = s.cfg.Settings.CheckNameSuffix(suffix); err != nil {
+		return nil, fmt.Errorf("%w: the name suffix %q cannot be used: %w", directory.ErrInvalid, displayName(suffix), err)
 	}
-	return nil
-}
-
-func dnsLabel(s string) bool {
-	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
-		return false
-	}
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
-	})
+	return warnings, nil
 }
 
 // newPassword reads the two password fields of a form.
@@ -222,7 +226,10 @@ func newPassword(r *http.Request, login string) (Secret, error) {
 
 // formError returns the sentence for errors that the person at the form can mend.
 func formError(err error) (string, bool) {
-	for _, mine := range []error{ErrCode, ErrPassword, directory.ErrInvalid, directory.ErrExists} {
+	if errors.Is(err, directory.ErrExists) {
+		return "There is a user with this login already.", true // the rest is the database's
+	}
+	for _, mine := range []error{ErrCode, ErrPassword, directory.ErrInvalid} {
 		if errors.Is(err, mine) {
 			text := err.Error()
 			return strings.ToUpper(text[:1]) + text[1:] + ".", true

@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/postern-zt/postern/broker/catalog"
 	"github.com/postern-zt/postern/broker/directory"
 	"github.com/postern-zt/postern/broker/identity"
 	"github.com/postern-zt/postern/broker/identity/identitytest"
@@ -83,6 +84,12 @@ func (w *world) later(d time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ahead += d
+}
+
+// CheckNameSuffix implements identity.Settings as the broker does.
+func (w *world) CheckNameSuffix(suffix string) ([]string, error) {
+	_, warnings, err := catalog.CheckSuffixes([]string{suffix})
+	return warnings, err
 }
 
 // SetNameSuffix implements identity.Settings.
