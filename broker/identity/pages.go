@@ -53,7 +53,7 @@ var pageTemplates = parseTemplates()
 
 func parseTemplates() map[string]*template.Template {
 	pages := map[string]*template.Template{}
-	for _, name := range []string{"login", "device", "confirm", "setup", "setup_done", "invite", "message"} {
+	for _, name := range []string{"home", "login", "device", "confirm", "setup", "setup_done", "invite", "message"} {
 		pages[name] = template.Must(template.ParseFS(templateFiles, "templates/layout.html", "templates/"+name+".html"))
 	}
 	return pages
@@ -76,6 +76,7 @@ type page struct {
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	s.mountProvider(mux)
+	mux.HandleFunc("GET /{$}", s.serveHome)
 	mux.HandleFunc("GET "+stylePath, serveStyle)
 	mux.HandleFunc("GET "+loginPath, s.serveLogin)
 	mux.HandleFunc("POST "+loginPath, s.form(s.postLogin))
@@ -128,6 +129,11 @@ func loopbackOrigin(redirect string) string {
 		return "http:"
 	}
 	return "http://" + u.Host
+}
+
+// serveHome tells whoever comes without a path where to go; it says nothing of this broker.
+func (s *Service) serveHome(w http.ResponseWriter, r *http.Request) {
+	s.show(w, r, "home", page{Title: "This is Postern"})
 }
 
 func serveStyle(w http.ResponseWriter, _ *http.Request) {

@@ -164,6 +164,33 @@ func TestSetUpMakesAnOwnerAndInvites(t *testing.T) {
 	}
 }
 
+// TestSetUpSaysWhatIsOdd: each on the page, in words for people.
+func TestSetUpSaysWhatIsOdd(t *testing.T) {
+	w := newWorld(t)
+	code, err := w.svc.NewOwnerCode(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := identitytest.NewBrowser(w.target.Transport).Open(t.Context(), w.target.Issuer+"/setup")
+	if err == nil {
+		page, err = page.Submit(t.Context(), map[string]string{
+			"code": code.Reveal(), "login": "root", "password": password, "again": password,
+			"suffix": "co.uk", "people": "ann\nAnn again@example.com\nroot\n",
+		})
+	}
+	if err != nil || page.Status != http.StatusOK {
+		t.Fatalf("set up: %v, %+v", err, page)
+	}
+	for _, want := range []string{"co.uk: a public suffix", "Ann stands here twice.", "There is a user with this login already."} {
+		if !strings.Contains(page.Text, want) {
+			t.Errorf("the page does not say %q: %s", want, page.Text)
+		}
+	}
+	if text := strings.ToLower(page.Text); strings.Contains(text, "unique") || strings.Contains(text, "sql") {
+		t.Errorf("the page shows the database: %s", page.Text)
+	}
+}
+
 func TestSetUpKeepsTheCodeWhenTheFormIsWrong(t *testing.T) {
 	w := newWorld(t)
 	code, err := w.svc.NewOwnerCode(t.Context())
@@ -176,6 +203,7 @@ func TestSetUpKeepsTheCodeWhenTheFormIsWrong(t *testing.T) {
 		"bad login":      {Login: "ro ot", Password: password},
 		"no login":       {Password: password},
 		"bad suffix":     {Login: "root", Password: password, Suffix: "corp..internal"},
+		"resolver's":     {Login: "root", Password: password, Suffix: "localhost"},
 		"script suffix":  {Login: "root", Password: password, Suffix: "<script>"},
 	} {
 		if _, err := identitytest.SetUp(t.Context(), w.target, code.Reveal(), o); err == nil {
@@ -323,7 +351,7 @@ func TestPagesAreStrict(t *testing.T) {
 	_, login, _ := w.begin()
 	b := identitytest.NewBrowser(w.target.Transport)
 	pages := []*identitytest.Page{login}
-	for _, path := range []string{"/device", "/setup", "/invite", "/login?request=unknown"} {
+	for _, path := range []string{"/", "/device", "/setup", "/invite", "/login?request=unknown"} {
 		page, err := b.Open(t.Context(), w.target.Issuer+path)
 		if err != nil {
 			t.Fatal(err)
@@ -377,10 +405,23 @@ func checkMarkup(t *testing.T, page *identitytest.Page) {
 	}
 }
 
+func TestHomeSaysWhereToGo(t *testing.T) {
+	w := newWorld(t)
+	page, err := identitytest.NewBrowser(w.target.Transport).Open(t.Context(), w.target.Issuer+"/")
+	if err != nil || page.Status != http.StatusOK {
+		t.Fatalf("home: %v, %+v", err, page)
+	}
+	for _, want := range []string{"This is Postern", "postern up 'URL#pin'", "invitation link", "postern admin"} {
+		if !strings.Contains(page.Text, want) {
+			t.Errorf("home does not say %q: %s", want, page.Text)
+		}
+	}
+}
+
 func TestOnlyMountedPathsAnswer(t *testing.T) {
 	w := newWorld(t)
 	b := identitytest.NewBrowser(w.target.Transport)
-	for _, path := range []string{"/", "/authorize", "/userinfo", "/oauth/introspect", "/end_session", "/healthz", "/ready", "/keys", "/static/", "/static/../identity.go"} {
+	for _, path := range []string{"/index.html", "/authorize", "/userinfo", "/oauth/introspect", "/end_session", "/healthz", "/ready", "/keys", "/static/", "/static/../identity.go"} {
 		page, err := b.Open(t.Context(), w.target.Issuer+path)
 		if err != nil || page.Status != http.StatusNotFound {
 			t.Errorf("%s: %v, status %d", path, err, page.Status)
