@@ -24,6 +24,9 @@ import (
 // resolvedEnv names the service's program when it is not installed.
 const resolvedEnv = "POSTERN_TEST_RESOLVED"
 
+// unpackedResolved is where .ci/deps puts it.
+const unpackedResolved = "/var/cache/postern-test/resolved/bin/systemd-resolved"
+
 const stubResolvConf = "nameserver 127.0.0.53\noptions edns0 trust-ad\n"
 
 // resolvedScript runs in a mount namespace of its own, so that the service's files
@@ -36,7 +39,7 @@ exec "$0"`
 
 func resolvedProgram(t *testing.T) string {
 	t.Helper()
-	for _, path := range []string{os.Getenv(resolvedEnv), "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved"} {
+	for _, path := range []string{os.Getenv(resolvedEnv), unpackedResolved, "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved"} {
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
 			return path
 		}
