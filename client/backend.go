@@ -237,6 +237,9 @@ func linkStatus(l tunnels.Status) *localv1.LinkStatus {
 
 // Sentence says an error to a person.
 func Sentence(err error) string {
+	if port, ok := errors.AsType[*PortError](err); ok {
+		return port.Error()
+	}
 	if refusal, ok := errors.AsType[*frame.Error](err); ok {
 		return refusal.Code.Sentence()
 	}

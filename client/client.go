@@ -69,6 +69,7 @@ type Client struct {
 	store *state.Store
 	// enrolled wakes Run after an enrolment; its length 1 lets several collapse.
 	enrolled chan struct{}
+	failures failures
 
 	mu      sync.Mutex // guards the fields below
 	conn    *connection
@@ -276,18 +277,20 @@ func (c *Client) target(host string) (session.App, error) {
 func (c *Client) OpenTCP(ctx context.Context, host string, port uint16) (*flow.Flow, error) {
 	conn, app, err := c.route(host)
 	if err != nil {
-		return nil, err
+		return nil, c.failed(host, "tcp", port, err)
 	}
-	return conn.tunnels.OpenTCP(ctx, app, port)
+	f, err := conn.tunnels.OpenTCP(ctx, app, port)
+	return f, c.failed(host, "tcp", port, err)
 }
 
 // OpenUDP opens an association with an app by name.
 func (c *Client) OpenUDP(ctx context.Context, host string, port uint16) (*flow.Packets, error) {
 	conn, app, err := c.route(host)
 	if err != nil {
-		return nil, err
+		return nil, c.failed(host, "udp", port, err)
 	}
-	return conn.tunnels.OpenUDP(ctx, app, port)
+	p, err := conn.tunnels.OpenUDP(ctx, app, port)
+	return p, c.failed(host, "udp", port, err)
 }
 
 // Ping measures the way to an app.

@@ -57,7 +57,7 @@ func (c *Client) connect(m state.Membership) (*connection, error) {
 	}
 	x.tunnels, err = tunnels.New(tunnels.Config{
 		Client: x.device, Broker: broker, Credentials: credentials, CheckConnector: c.store.CheckConnector,
-		Dialer: c.cfg.Dialer, TLSOnly: c.cfg.TLSOnly, Now: x.uplink.Now, OnDenied: c.cfg.OnDenied, Log: c.cfg.Log,
+		Dialer: c.cfg.Dialer, TLSOnly: c.cfg.TLSOnly, Now: x.uplink.Now, OnDenied: c.denied, Log: c.cfg.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -191,6 +191,7 @@ func (c *Client) SignOut(ctx context.Context) error {
 		return ErrNotSignedIn
 	}
 	conn.tunnels.EndAll()
+	c.failures.forget() // the next user has none of them
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if _, err := conn.device.SignOut(ctx, connect.NewRequest(&controlv1.SignOutRequest{})); err != nil {
@@ -203,19 +204,19 @@ func (c *Client) SignOut(ctx context.Context) error {
 	return nil
 }
 
-// Why explains an app, a receipt, or the latest refusal when query is empty.
+// Why explains an app, a receipt, or the latest failure when query is empty.
 func (c *Client) Why(ctx context.Context, query string) (*controlv1.WhyResponse, error) {
 	conn := c.connection()
 	if conn == nil {
 		return nil, ErrNotSignedIn
 	}
 	if query == "" {
-		r := conn.tunnels.Refused()
-		if r == nil {
-			return &controlv1.WhyResponse{Text: "Nothing was refused since this client started."}, nil
-		}
-		query = r.Id
+		return c.whyLatest(ctx, conn)
 	}
+	return c.whyQuery(ctx, conn, query)
+}
+
+func (c *Client) askWhy(ctx context.Context, conn *connection, query string) (*controlv1.WhyResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	resp, err := conn.device.Why(ctx, connect.NewRequest(&controlv1.WhyRequest{Query: query}))
