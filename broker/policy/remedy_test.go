@@ -111,6 +111,16 @@ func TestEmployeeText(t *testing.T) {
 	}
 }
 
+// Without a remedy there is no "that" which may not help.
+func TestEmployeeTextWithoutRemedy(t *testing.T) {
+	d := policy.Decision{Verdict: policy.VerdictDeny, Reasons: []policy.Reason{{Code: policy.CodeNoRule}}}
+	for lang, want := range map[policy.Language]string{policy.English: " Ask Olga.", policy.German: " Fragen Sie Olga."} {
+		if got := policy.EmployeeText(lang, d, nil, "Olga"); !strings.HasSuffix(got, "."+want) {
+			t.Errorf("%s: %s", lang, got)
+		}
+	}
+}
+
 // TestCatalogueIsComplete: every code has its own sentence in both languages.
 func TestCatalogueIsComplete(t *testing.T) {
 	fallback := policy.Reason{Code: "no_such_code"}

@@ -209,8 +209,12 @@ func EmployeeText(l Language, d Decision, remedies []Remedy, ask string) string 
 			ask = ""
 		}
 	}
+	lead := text{"Ask ", "Fragen Sie "}
+	if len(remedies) > 0 {
+		lead = text{"If that does not help, ask ", "Sonst fragen Sie "}
+	}
 	if ask != "" && !d.Verdict.Grants() {
-		s = append(s, text{"If that does not help, ask ", "Sonst fragen Sie "}.in(l)+ask+".")
+		s = append(s, lead.in(l)+ask+".")
 	}
 	return strings.Join(s, " ")
 }
