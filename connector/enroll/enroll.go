@@ -5,6 +5,7 @@
 //	STATE/identity.key   the identity key (platform/keystore)
 //	STATE/broker.json    Membership
 //	STATE/mark.json      what the guard has applied (connector/guard.Mark)
+//	STATE/flows          its flow records (connector/flowlog); after a leave STATE/flows-ID
 //
 // A Store is used by one process at a time, which the state directory's lock ensures.
 package enroll
@@ -20,6 +21,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/postern-zt/postern/connector/flowlog"
 	"github.com/postern-zt/postern/connector/guard"
 	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/platform/keystore"
@@ -38,6 +40,7 @@ var ErrOtherBroker = errors.New("this connector belongs to another broker")
 const (
 	membershipFile = "broker.json"
 	markFile       = "mark.json"
+	flowsDir       = "flows"
 	maxFile        = 1 << 20
 )
 
@@ -85,6 +88,9 @@ func (s *Store) Key() keystore.Key { return s.key }
 // Dir is the state directory.
 func (s *Store) Dir() string { return s.dir }
 
+// Flows is the directory of the flow records.
+func (s *Store) Flows() string { return filepath.Join(s.dir, flowsDir) }
+
 // Load returns the membership, or ErrNotJoined.
 func (s *Store) Load() (Membership, error) {
 	var m Membership
@@ -111,7 +117,8 @@ func (s *Store) LoadMark() (guard.Mark, error) {
 // SaveMark makes the mark durable.
 func (s *Store) SaveMark(m guard.Mark) error { return s.write(markFile, m) }
 
-// Forget removes the membership and the identity key: the next join is a new connector.
+// Forget removes the membership and the identity key and sets the flow records aside: the
+// next join is a new connector.
 func (s *Store) Forget() error {
 	var errs []error
 	for _, f := range []string{membershipFile, markFile} {
@@ -119,7 +126,7 @@ func (s *Store) Forget() error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(append(errs, keystore.Remove(s.dir))...)
+	return errors.Join(append(errs, flowlog.SetAside(s.Flows()), keystore.Remove(s.dir))...)
 }
 
 func (s *Store) read(name string, v any) error {
@@ -168,6 +175,9 @@ func (s *Store) Join(ctx context.Context, j Join) (Membership, []*controlv1.Publ
 	if err != nil {
 		return Membership{}, nil, err
 	}
+	if err := s.ready(); err != nil {
+		return Membership{}, nil, err
+	}
 	member, err := control.NewMember(s.key, nil, nil)
 	if err != nil {
 		return Membership{}, nil, err
@@ -197,6 +207,18 @@ func (s *Store) Join(ctx context.Context, j Join) (Membership, []*controlv1.Publ
 		return Membership{}, nil, err
 	}
 	return m, resp.Msg.Published, s.Save(m)
+}
+
+// ready finds out what would fail after the join, before the token is spent on it. Flow
+// records of a membership that has gone are set aside.
+func (s *Store) ready() error {
+	if _, err := s.LoadMark(); err != nil {
+		return err
+	}
+	if Joined(s.dir) {
+		return nil
+	}
+	return flowlog.SetAside(s.Flows())
 }
 
 func fetchCA(ctx context.Context, client controlv1connect.EnrollServiceClient, broker control.Broker, version string) ([]byte, error) {
