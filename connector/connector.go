@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
@@ -109,7 +108,7 @@ func (c *Connector) openEnforcer() (err error) {
 	if err != nil {
 		return err
 	}
-	if c.flows, err = flowlog.Open(filepath.Join(c.cfg.Store.Dir(), "flows"), c.joined.Connector, c.cfg.wall); err != nil {
+	if c.flows, err = flowlog.Open(c.cfg.Store.Flows(), c.joined.Connector, c.cfg.wall); err != nil {
 		return fmt.Errorf("flow records: %w", err)
 	}
 	c.enforcer = enforce.New(enforce.Config{
@@ -181,11 +180,14 @@ func (c *Connector) Run(ctx context.Context) error {
 	return errors.Join(err, c.close())
 }
 
-// drain lets open flows end, then stops what serves them.
+// drain lets open flows end, then stops what serves them. One that was removed cuts them.
 func (c *Connector) drain(ctx context.Context, stop func()) error {
 	<-ctx.Done()
 	defer stop()
 	c.links.Drain()
+	if errors.Is(context.Cause(ctx), uplink.ErrRemoved) {
+		return c.links.Close()
+	}
 	if n := c.links.Flows(); n > 0 {
 		c.log.Info("draining", "flows", n)
 	}
@@ -198,13 +200,7 @@ func (c *Connector) drain(ctx context.Context, stop func()) error {
 }
 
 func (c *Connector) shipFlows(ctx context.Context) error {
-	return c.flows.Run(ctx, func(ctx context.Context, lines [][]byte) (uint64, error) {
-		resp, err := c.uplink.Client().Ship(ctx, connect.NewRequest(&controlv1.ShipRequest{Records: lines}))
-		if err != nil {
-			return 0, err
-		}
-		return resp.Msg.Through, nil
-	}, c.log)
+	return c.flows.Run(ctx, uplink.Shipper(c.uplink.Client()), c.log)
 }
 
 func (c *Connector) keepCertificate(ctx context.Context) error {

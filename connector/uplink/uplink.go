@@ -46,6 +46,14 @@ const (
 // ErrClock says that the two clocks are too far apart to work.
 var ErrClock = errors.New("the clock of this machine is more than 5 minutes off the broker's; set it")
 
+// ErrRemoved says that an administrator removed this connector, which is final: its key is
+// never let in again.
+var ErrRemoved = errors.New("an administrator removed this connector")
+
+// removedMessage is how the broker words a removal. A block has the same code and may be
+// lifted, so that only the words tell them apart; other words mean trying on.
+const removedMessage = "an administrator has removed this machine"
+
 // errRenew ends a stream to begin it anew.
 var errRenew = errors.New("time for fresh tickets")
 
@@ -109,7 +117,18 @@ func (u *Uplink) State() State { return *u.state.Load() }
 // Client returns the RPC client, for health reports and shipping.
 func (u *Uplink) Client() controlv1connect.ConnectorServiceClient { return u.client }
 
-// Run keeps the stream open until ctx ends.
+// Shipper delivers flow records over c.
+func Shipper(c controlv1connect.ConnectorServiceClient) func(ctx context.Context, lines [][]byte) (uint64, error) {
+	return func(ctx context.Context, lines [][]byte) (uint64, error) {
+		resp, err := c.Ship(ctx, connect.NewRequest(&controlv1.ShipRequest{Records: lines}))
+		if err != nil {
+			return 0, err
+		}
+		return resp.Msg.Through, nil
+	}
+}
+
+// Run keeps the stream open until ctx ends, or returns ErrRemoved.
 func (u *Uplink) Run(ctx context.Context) error {
 	retry := retryMin
 	for ctx.Err() == nil {
@@ -125,6 +144,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 			continue
 		}
 		u.down(ctx, err)
+		if Removed(err) {
+			return ErrRemoved
+		}
 		if wait == 0 {
 			wait, retry = spread(retry), min(2*retry, retryMax)
 		}
@@ -254,6 +276,13 @@ func (u *Uplink) acknowledge(ctx context.Context) {
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		u.log.WarnContext(ctx, "acknowledgement not delivered", "error", err)
 	}
+}
+
+// Removed reports whether err is the broker's word that this connector was removed: not
+// that it is blocked, and nothing that comes from the network between.
+func Removed(err error) bool {
+	var ce *connect.Error
+	return errors.As(err, &ce) && connect.IsWireError(err) && ce.Code() == connect.CodePermissionDenied && ce.Message() == removedMessage
 }
 
 // Problem says in words what keeps the connector from its broker.

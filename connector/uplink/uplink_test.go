@@ -304,6 +304,28 @@ func TestRefusedOpensANewConnection(t *testing.T) {
 	}
 }
 
+// TestRemovedEndsRun: a removal is final, a block may be lifted.
+func TestRemovedEndsRun(t *testing.T) {
+	denied := func(text string) script {
+		return fails(connect.NewError(connect.CodePermissionDenied, errors.New(text)))
+	}
+	b := &fakeBroker{scripts: []script{denied("an administrator has blocked this machine"), denied("an administrator has removed this machine")}}
+	b.watched = make(chan *controlv1.WatchRequest, 4)
+	a := controltest.New(t)
+	mux := http.NewServeMux()
+	mux.Handle(controlv1connect.NewConnectorServiceHandler(b))
+	at := a.Broker(a.Serve("", mux).Addr)
+	key := controltest.Key(t)
+	hc := control.NewClient(control.ClientConfig{Broker: at, Certificate: func() (*tls.Certificate, error) {
+		return control.SelfSigned(key, time.Now())
+	}})
+	u := uplink.New(uplink.Config{HTTP: hc, Broker: at, CA: a.CA, Sink: newSink(), Log: slog.New(slog.DiscardHandler)})
+	if err := u.Run(t.Context()); !errors.Is(err, uplink.ErrRemoved) || b.calls.Load() != 2 {
+		t.Errorf("Run = %v after %d calls, want it to end at the removal, the second", err, b.calls.Load())
+	}
+	hc.CloseIdleConnections()
+}
+
 func TestProblem(t *testing.T) {
 	for want, err := range map[string]error{
 		"the broker closed the stream":                                              nil,
