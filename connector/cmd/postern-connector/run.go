@@ -10,13 +10,13 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+	"golang.org/x/term"
 
 	"github.com/postern-zt/postern/connector"
 	"github.com/postern-zt/postern/connector/enroll"
 	"github.com/postern-zt/postern/connector/uplink"
 	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/platform/daemon"
-	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 )
 
 // wantedFiles is the limit on open files that a busy connector needs: one per flow.
@@ -71,7 +71,11 @@ func (r *runCmd) ensureJoined(e *env, store *enroll.Store) error {
 	}
 	m, err := store.Load()
 	if err == nil {
-		return r.already(m)
+		if err := r.already(m); err != nil {
+			return err
+		}
+		propose(e, store, m, publish)
+		return nil
 	}
 	if !errors.Is(err, enroll.ErrNotJoined) {
 		return err
@@ -94,9 +98,7 @@ func (r *runCmd) ensureJoined(e *env, store *enroll.Store) error {
 		return fmt.Errorf("join: %w", err)
 	}
 	fmt.Fprintf(e.out, "Joined as %s at site %s.\n", joined.Connector, joined.SiteName)
-	for _, p := range results {
-		fmt.Fprintln(e.out, publishLine(p))
-	}
+	e.tellPublished(results)
 	return nil
 }
 
@@ -132,7 +134,9 @@ func (r *runCmd) token(e *env) (string, error) {
 	case r.TokenFile == "" && e.token != "":
 		return strings.TrimSpace(e.token), nil
 	}
-	fmt.Fprintln(os.Stderr, "Paste the join token, then Enter:")
+	if f, ok := e.stdin.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprintln(os.Stderr, "Paste the join token, then Enter:")
+	}
 	line, err := bufio.NewReader(io.LimitReader(e.stdin, maxToken)).ReadString('\n')
 	if err != nil && line == "" {
 		return "", errors.New("no join token: give --token-file, POSTERN_JOIN_TOKEN or standard input")
@@ -140,36 +144,12 @@ func (r *runCmd) token(e *env) (string, error) {
 	return strings.TrimSpace(line), nil
 }
 
-// parsePublish reads NAME=HOST:PORT.
-func parsePublish(list []string) ([]*controlv1.PublishRequest, error) {
-	var out []*controlv1.PublishRequest
-	for _, s := range list {
-		name, target, ok := strings.Cut(s, "=")
-		if !ok || name == "" || target == "" {
-			return nil, fmt.Errorf("--publish %s: want NAME=HOST:PORT, such as wiki=10.0.0.5:80", s)
-		}
-		out = append(out, &controlv1.PublishRequest{Name: name, Targets: []string{target}})
-	}
-	return out, nil
-}
-
-func publishLine(p *controlv1.PublishResult) string {
-	switch p.State {
-	case "published":
-		return "Published " + p.Name + "."
-	case "unchanged":
-		return "Published " + p.Name + " already."
-	case "proposed":
-		return "Proposed " + p.Name + ": an administrator has to approve it."
-	default:
-		return "Not published " + p.Name + ": " + p.Message
-	}
-}
-
 // explain adds to an error what a person can do about it.
 func explain(err error) string {
 	var ce *connect.Error
 	switch {
+	case errors.Is(err, uplink.ErrRemoved):
+		return "An administrator removed this connector. To join again: get a token (postern admin token add), run postern-connector leave, then run --join URL"
 	case errors.Is(err, control.ErrClock), errors.Is(err, uplink.ErrClock):
 		return err.Error() + " (timedatectl set-ntp true)"
 	case errors.Is(err, control.ErrPin):
