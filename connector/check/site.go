@@ -21,7 +21,7 @@ func (c *checker) membership(ctx context.Context) Result {
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return fail("the broker does not accept this connector's certificate", "join again: postern-connector leave --force, then run --join URL with a new token")
 	case connect.CodeOf(err) == connect.CodePermissionDenied:
-		return fail("the broker has blocked or removed this connector", "ask an administrator of the broker to let it in again")
+		return fail("the broker has blocked or removed this connector", "ask an administrator: postern admin connector unblock NAME, or join again")
 	case err != nil:
 		return fail("the broker says nothing to this connector: "+reason(err), "look at the log of the broker")
 	}
