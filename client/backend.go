@@ -68,7 +68,7 @@ func (b Backend) signedInAt(ctx context.Context, url string) bool {
 func promptEvent(p auth.Prompt) *localv1.UpEvent {
 	e := &localv1.UpEvent{Stage: "open", Text: "Open this page to sign in:", Url: p.URL, UserCode: p.Code}
 	if p.Code != "" {
-		e.Stage, e.Text = "code", "Open this page on any machine, check that it shows the code, and sign in:"
+		e.Stage, e.Text = "code", "Open this page on any machine, type the code there, and sign in:"
 	}
 	return e
 }

@@ -101,11 +101,11 @@ func (s *signIn) hello(ctx context.Context) (*controlv1.HelloResponse, error) {
 	defer cancel()
 	resp, err := s.enroll.Hello(ctx, connect.NewRequest(&controlv1.HelloRequest{Role: "device", Version: s.c.cfg.Version}))
 	if err != nil {
-		return nil, explainCall(err)
+		return nil, s.explainPin(explainCall(err))
 	}
 	m := resp.Msg
 	if _, err := control.ParseCA(m.CaDer, s.broker.Pin); err != nil {
-		return nil, err
+		return nil, s.explainPin(err)
 	}
 	if err := uplink.CheckClock(uplink.Offset(time.Now(), m.TimeMs)); err != nil {
 		return nil, err
@@ -115,6 +115,25 @@ func (s *signIn) hello(ctx context.Context) (*controlv1.HelloResponse, error) {
 	}
 	return m, nil
 }
+
+// explainPin says what a wrong pin means; other errors stay.
+func (s *signIn) explainPin(err error) error {
+	if errors.Is(err, control.ErrPin) {
+		return &PinError{Address: s.broker.Address}
+	}
+	return err
+}
+
+// PinError is a server that does not prove to be the broker of the URL.
+type PinError struct{ Address string }
+
+// Error says what to do, and what not.
+func (e *PinError) Error() string {
+	return "Another broker, or somebody in between, answers at " + e.Address + ". Copy the URL again; if it is right, do not go on."
+}
+
+// Unwrap says that the broker itself was not reached.
+func (*PinError) Unwrap() []error { return []error{tunnels.ErrBroker, control.ErrPin} }
 
 func (s *signIn) tokens(ctx context.Context, hello *controlv1.HelloResponse, r SignInRequest) (auth.Tokens, error) {
 	cfg := auth.Config{
