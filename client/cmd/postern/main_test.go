@@ -59,6 +59,7 @@ func TestExitCodes(t *testing.T) {
 		{"nobody signed in: why", []string{"why"}, exitSignedOut, "postern up URL"},
 		{"nobody signed in: logout", []string{"logout"}, exitSignedOut, "postern up URL"},
 		{"up without URL", []string{"up"}, exitSignedOut, "postern up URL"},
+		{"proxy without URL", []string{"proxy", "--listen", "127.0.0.1:0"}, exitSignedOut, "postern proxy URL"},
 		{"broken URL", []string{"up", "https://broker.example/"}, exitError, "the part after #"},
 		{"no broker", []string{"up", unused}, exitUnreachable, "cannot be reached"},
 		{"no broker for the proxy", []string{"proxy", "--listen", "127.0.0.1:0", unused}, exitUnreachable, "cannot be reached"},
@@ -141,6 +142,20 @@ func TestOnlyOurOwnPageIsOpened(t *testing.T) {
 	} {
 		if got := isLoopbackPage(page); got != want {
 			t.Errorf("%q: %v", page, got)
+		}
+	}
+}
+
+func TestStatusSaysHowToGetAProxy(t *testing.T) {
+	if r := execute(t, "status"); !strings.Contains(r.out, "run: postern proxy URL") {
+		t.Errorf("%q", r.out)
+	}
+	for want, got := range map[string]string{
+		"serves the apps on 127.0.0.1:1080": proxyLine("up", "127.0.0.1:1080"),
+		"does not run; run: postern proxy":  proxyLine("up", ""),
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

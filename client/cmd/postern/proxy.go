@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -43,7 +45,9 @@ func (p proxyCmd) Run(ctx context.Context, a *app) error {
 			return err
 		}
 		defer server.Close()
-		if err := a.up(ctx, api, p.URL, p.DeviceCode); err != nil {
+		if err := a.up(ctx, api, p.URL, p.DeviceCode); p.URL == "" && connect.CodeOf(err) == connect.CodeFailedPrecondition {
+			return connect.NewError(connect.CodeFailedPrecondition, errors.New("nobody is signed in on this device; run: postern proxy URL"))
+		} else if err != nil {
 			return err
 		}
 		apps, err := api.Apps(ctx, connect.NewRequest(&localv1.AppsRequest{}))
@@ -51,6 +55,11 @@ func (p proxyCmd) Run(ctx context.Context, a *app) error {
 			return err
 		}
 		a.listApps(apps.Msg.Apps)
+		note := proxyNote(own)
+		if err := os.WriteFile(note, []byte(server.Addr().String()), 0o600); err != nil {
+			return err
+		}
+		defer os.Remove(note)
 		fmt.Fprintf(a.out, "\nSOCKS5 proxy on %s. Try: %s\n", server.Addr(), tryProxy(apps.Msg.Apps, server.Addr().String()))
 		return server.Run(ctx)
 	})
@@ -58,6 +67,27 @@ func (p proxyCmd) Run(ctx context.Context, a *app) error {
 		return errors.New("another postern of yours serves already; end it first")
 	}
 	return err
+}
+
+// proxyNote is the file in which a running proxy says where it listens; only this person
+// can write there.
+func proxyNote(own client.AgentConfig) string { return filepath.Join(own.Paths.Runtime, "proxy") }
+
+// proxyAddress is where this person's proxy listens, empty when none runs.
+func (a *app) proxyAddress(ctx context.Context) string {
+	own, err := a.own()
+	if err != nil || !localapi.Serves(ctx, own.Paths.Socket) {
+		return ""
+	}
+	text, err := os.ReadFile(proxyNote(own))
+	if err != nil {
+		return ""
+	}
+	addr, err := netip.ParseAddrPort(string(text))
+	if err != nil {
+		return ""
+	}
+	return addr.String()
 }
 
 func tryProxy(apps []*localv1.App, addr string) string {

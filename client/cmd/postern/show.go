@@ -21,6 +21,7 @@ const statusWait = 5 * time.Second
 
 // Run shows how the client stands.
 func (statusCmd) Run(ctx context.Context, a *app) error {
+	proxied := a.proxyAddress(ctx) // before this command serves the socket itself
 	return a.with(ctx, func(ctx context.Context, c *localapi.Client, daemon bool) error {
 		if !daemon {
 			waited, cancel := context.WithTimeout(ctx, statusWait)
@@ -31,11 +32,11 @@ func (statusCmd) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		return a.print(st.Msg, func() { a.showStatus(st.Msg, daemon) })
+		return a.print(st.Msg, func() { a.showStatus(st.Msg, daemon, proxied) })
 	})
 }
 
-func (a *app) showStatus(s *localv1.StatusResponse, daemon bool) {
+func (a *app) showStatus(s *localv1.StatusResponse, daemon bool, proxied string) {
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	defer w.Flush()
 	row := func(name, value string) {
@@ -54,7 +55,8 @@ func (a *app) showStatus(s *localv1.StatusResponse, daemon bool) {
 	row("interface", strings.TrimSpace(s.Interface+" "+s.Ipv4Prefix+" "+s.Ipv6Prefix))
 	row("dns", s.Dns)
 	if !daemon {
-		row("daemon", "does not run; postern proxy serves the apps without it")
+		row("daemon", "does not run")
+		row("proxy", proxyLine(s.State, proxied))
 	}
 	for _, l := range s.Links {
 		row("link", fmt.Sprintf("%s %s %s %.1f ms, %d flows, %d B in, %d B out%s", l.ConnectorId, l.Carrier, l.Path,
@@ -65,6 +67,18 @@ func (a *app) showStatus(s *localv1.StatusResponse, daemon bool) {
 	}
 	for _, p := range s.Problems {
 		row("problem", p)
+	}
+}
+
+// proxyLine says where this person's proxy serves, or how to start it.
+func proxyLine(state, proxied string) string {
+	switch {
+	case proxied != "":
+		return "serves the apps on " + proxied
+	case state == "signed_out":
+		return "does not run; run: postern proxy URL"
+	default:
+		return "does not run; run: postern proxy"
 	}
 }
 
