@@ -5,6 +5,7 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -73,6 +74,8 @@ type Broker struct {
 	tcp      net.Listener
 	udp      *net.UDPConn
 	metrics  *metrics
+	// internal is the source of the certificate of our own CA.
+	internal func() (*tls.Certificate, error)
 }
 
 // New checks the configuration, opens database and keys and binds the ports. It starts
@@ -85,6 +88,7 @@ func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*Br
 		return nil, err
 	}
 	b := &Broker{cfg: cfg, version: version, log: log, epoch: &epoch{}, metrics: newMetrics()}
+	b.internal = b.internalCert()
 	for _, step := range []func(context.Context) error{
 		b.openStore, b.checkRestored, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.openAdmin, b.load,
 	} {
@@ -301,7 +305,7 @@ func (b *Broker) load(ctx context.Context) error {
 // Run serves until ctx ends: streams first learn when to come back, then the ports close.
 func (b *Broker) Run(ctx context.Context) error {
 	f, err := front.New(front.Config{
-		Listener: b.tcp, Internal: b.internalCert(), Public: b.publicCert(), Log: b.log,
+		Listener: b.tcp, Internal: b.internal, Public: b.publicCert(), Log: b.log,
 		Control: control.NewServer(b.control()).ServeConn, Relay: b.serveRelay, Browser: b.browser(),
 		Refused: b.metrics.refused.Inc,
 	})

@@ -20,9 +20,12 @@ const lookEvery = time.Second
 type State struct {
 	Owner     bool
 	Connector bool
-	Apps      []string
-	Rule      bool
-	Used      bool
+	// Apps are the names of the apps, in the order in which they were published.
+	Apps []string
+	Rule bool
+	// Person is the login of somebody whom a rule may let in; empty when nobody is there yet.
+	Person string
+	Used   bool
 }
 
 // Done reports whether the list is finished.
@@ -35,8 +38,17 @@ type Source interface {
 	URL() string
 	// OwnerLink returns a fresh link to the set-up page with its one-time code.
 	OwnerLink(ctx context.Context) (string, error)
-	// JoinToken returns a fresh one-time join token that may publish.
-	JoinToken(ctx context.Context) (string, error)
+	// Fingerprint is of the certificate that a browser will warn about; empty when it is one
+	// of the operator's.
+	Fingerprint() (string, error)
+	// JoinToken returns a fresh one-time join token that may publish, and its site.
+	JoinToken(ctx context.Context) (token, site string, err error)
+}
+
+// Hints are what the lines to paste are made of; some are secrets that only the terminal
+// may show.
+type Hints struct {
+	URL, OwnerLink, Fingerprint, Token, Site string
 }
 
 // Step is one line of the list.
@@ -47,28 +59,39 @@ type Step struct {
 	Next []string
 }
 
-// Steps returns the list for a state; secrets hold what only the terminal may show.
-func Steps(s State, url, ownerLink, token string) []Step {
-	app := "wiki"
+// Steps returns the list for a state.
+func Steps(s State, h Hints) []Step {
+	app, person := "wiki", "NAME"
 	if len(s.Apps) > 0 {
 		app = s.Apps[0]
 	}
+	if s.Person != "" {
+		person = s.Person
+	}
 	return []Step{
-		{Title: "An owner", Done: s.Owner, Next: []string{"Open this link, once:", "  " + ownerLink}},
+		{Title: "An owner", Done: s.Owner, Next: ownerLines(h)},
 		{Title: "A connector beside your apps", Done: s.Connector, Next: []string{
-			"On a machine that reaches them, run", "  postern-connector run --join '" + url + "' --publish " + app + "=10.0.0.5:80",
-			"and paste this token when it asks:", "  " + token,
+			"On a machine that reaches them, which becomes one of the site " + h.Site + ", run", "  postern-connector run --join '" + h.URL + "' --publish " + app + "=10.0.0.5:80",
+			"and paste this token when it asks:", "  " + h.Token,
 		}},
 		{Title: "An app", Done: len(s.Apps) > 0, Next: []string{
 			"Publish one:", "  postern admin app publish " + app + " 10.0.0.5:80",
 		}},
 		{Title: "A rule", Done: s.Rule, Next: []string{
-			"Nothing is allowed yet. Let somebody in:", "  postern admin rule allow NAME " + app,
+			"Nothing is allowed yet. Let somebody in:", "  postern admin rule allow " + person + " " + app,
 		}},
 		{Title: "An employee", Done: s.Used, Next: []string{
-			"On an employee's machine, run", "  postern up '" + url + "'",
+			"On an employee's machine, run", "  postern up '" + h.URL + "'",
 		}},
 	}
+}
+
+func ownerLines(h Hints) []string {
+	lines := []string{"Open this link, once:", "  " + h.OwnerLink}
+	if h.Fingerprint == "" {
+		return lines
+	}
+	return append(lines, "Your browser will warn about the certificate. Its SHA-256 fingerprint is", "  "+h.Fingerprint)
 }
 
 // Write prints the list.
@@ -118,11 +141,10 @@ func Run(ctx context.Context, src Source, w io.Writer) error {
 
 // list remembers what it printed and which secrets it has drawn.
 type list struct {
-	src       Source
-	out       io.Writer
-	last      string
-	ownerLink string
-	token     string
+	src   Source
+	out   io.Writer
+	last  string
+	hints Hints
 }
 
 // look prints the list if it is new; done says that nothing is left.
@@ -143,16 +165,22 @@ func (l *list) look(ctx context.Context) (done bool, err error) {
 	if err := l.draw(ctx, s); err != nil {
 		return false, err
 	}
-	return s.Done(), Write(l.out, Steps(s, l.src.URL(), l.ownerLink, l.token))
+	return s.Done(), Write(l.out, Steps(s, l.hints))
 }
 
-// draw makes the secret that the next step needs, once.
+// draw makes what the next step needs; secrets once.
 func (l *list) draw(ctx context.Context, s State) (err error) {
-	if !s.Owner && l.ownerLink == "" {
-		l.ownerLink, err = l.src.OwnerLink(ctx)
+	l.hints.URL = l.src.URL()
+	if !s.Owner && l.hints.OwnerLink == "" {
+		if l.hints.OwnerLink, err = l.src.OwnerLink(ctx); err != nil {
+			return err
+		}
 	}
-	if s.Owner && !s.Connector && l.token == "" {
-		l.token, err = l.src.JoinToken(ctx)
+	if !s.Owner {
+		l.hints.Fingerprint, err = l.src.Fingerprint()
+	}
+	if s.Owner && !s.Connector && l.hints.Token == "" {
+		l.hints.Token, l.hints.Site, err = l.src.JoinToken(ctx)
 	}
 	return err
 }

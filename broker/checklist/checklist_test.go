@@ -46,9 +46,10 @@ func (i *install) OwnerLink(context.Context) (string, error) {
 	i.links++
 	return "https://broker:8443/setup#CODE", nil
 }
-func (i *install) JoinToken(context.Context) (string, error) {
+func (i *install) Fingerprint() (string, error) { return "D2:D4", nil }
+func (i *install) JoinToken(context.Context) (string, string, error) {
 	i.tokens++
-	return "TOKEN", nil
+	return "TOKEN", "berlin", nil
 }
 
 func TestRunTicksItself(t *testing.T) {
@@ -70,17 +71,26 @@ func TestRunTicksItself(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if printed := i.take(asIs); !strings.Contains(printed, "setup#CODE") || strings.Contains(printed, "TOKEN") {
+		if printed := i.take(asIs); !strings.Contains(printed, "setup#CODE") || !strings.Contains(printed, "D2:D4") || strings.Contains(printed, "TOKEN") {
 			t.Errorf("at the start: %q", printed)
 		}
-		grow(func(s *checklist.State) { s.Owner = true }, "[x] An owner", "TOKEN", "--join")
+		grow(func(s *checklist.State) { s.Owner = true }, "[x] An owner", "TOKEN", "--join", "site berlin")
 		grow(func(s *checklist.State) { s.Connector = true; s.Apps = []string{"wiki"} }, "rule allow NAME wiki")
+		grow(func(s *checklist.State) { s.Person = "ann" }, "rule allow ann wiki")
 		grow(func(s *checklist.State) { s.Rule = true }, "postern up")
 		grow(func(s *checklist.State) { s.Used = true }, "[x] An employee")
 		if err := <-done; err != nil || i.links != 1 || i.tokens != 1 {
 			t.Errorf("Run = %v, %d links, %d tokens", err, i.links, i.tokens)
 		}
 	})
+}
+
+// TestOperatorsCertificateNeedsNoFingerprint: a browser does not warn about it.
+func TestOperatorsCertificateNeedsNoFingerprint(t *testing.T) {
+	var out strings.Builder
+	if err := checklist.Write(&out, checklist.Steps(checklist.State{}, checklist.Hints{OwnerLink: "LINK"})); err != nil || strings.Contains(out.String(), "ingerprint") {
+		t.Errorf("Write = %v, printed %q", err, out.String())
+	}
 }
 
 func TestFinishedInstallationIsSilent(t *testing.T) {
