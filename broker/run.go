@@ -124,6 +124,9 @@ func (b *Broker) NotReady(ctx context.Context) []string {
 	if n := b.audit.Lost(); n > 0 {
 		out = append(out, fmt.Sprintf("audit: %d records were lost because the disk did not take them", n))
 	}
+	if err := b.reactor.Stale(); err != nil {
+		out = append(out, "state: what is in force is older than what is stored: "+err.Error())
+	}
 	if b.decide.Current() == nil {
 		out = append(out, "policy: no revision is in force, everything is denied")
 	}

@@ -79,8 +79,10 @@ type Reactor struct {
 	cfg ReactorConfig
 	log *slog.Logger
 
-	mu    sync.Mutex // guards uncut
+	mu    sync.Mutex // guards uncut and stale
 	uncut []uncut
+	// stale is why state could not be read anew; nil when what is in force is the newest.
+	stale error
 }
 
 // uncut is a batch of ended grants whose connectors have not acknowledged yet, or a device
@@ -156,10 +158,7 @@ func (r *Reactor) handle(ctx context.Context, b Changes) error {
 	if b.Reread {
 		topics = nil
 	}
-	if err := r.cfg.Reload(ctx, topics); err != nil {
-		// What was read before stays in force; revocation goes on with it.
-		r.log.ErrorContext(ctx, "state not read anew", "error", err)
-	}
+	r.reload(ctx, topics)
 	if b.Reread {
 		r.everything(ctx)
 		return nil
@@ -169,6 +168,37 @@ func (r *Reactor) handle(ctx context.Context, b Changes) error {
 		errs = append(errs, r.change(ctx, c))
 	}
 	return errors.Join(errs...)
+}
+
+// reload reads state anew. When that fails, what was read before stays in force,
+// revocation goes on with it, and RunDue tries again.
+func (r *Reactor) reload(ctx context.Context, topics map[string]bool) {
+	err := r.cfg.Reload(ctx, topics)
+	if err != nil {
+		r.log.ErrorContext(ctx, "state not read anew", "error", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil || topics == nil {
+		r.stale = err
+	}
+}
+
+// Stale says why the broker works with older state than the store holds, or nil.
+func (r *Reactor) Stale() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stale
+}
+
+// retry reads everything anew after a failure, and has everything judged by it.
+func (r *Reactor) retry(ctx context.Context) {
+	if r.Stale() == nil {
+		return
+	}
+	if r.reload(ctx, nil); r.Stale() == nil {
+		r.everything(ctx)
+	}
 }
 
 func (r *Reactor) everything(ctx context.Context) {
