@@ -192,13 +192,16 @@ func (b *bench) rows() []row {
 
 func (b *bench) goodputRows(dir direction) []row {
 	goals := map[string]goal{laptopTLS: {gate: 1.3, target: 1.8}, laptopQUIC: {gate: 0.9, target: 1.2}}
-	ref := b.middle(b.wg, dir).gbps
+	ref := b.middle(b.wg, dir)
 	rows := []row{
-		newRow("raw/"+dir.String(), b.middle(b.raw, dir).gbps, "Gbit/s", ref, goal{}),
-		newRow("wireguard-go/"+dir.String(), ref, "Gbit/s", 0, goal{}),
+		newRow("raw/"+dir.String(), b.middle(b.raw, dir).gbps, "Gbit/s", ref.gbps, goal{}),
+		newRow("wireguard-go/"+dir.String(), ref.gbps, "Gbit/s", 0, goal{}),
 	}
 	for _, p := range b.products {
-		rows = append(rows, newRow(p.name+"/"+dir.String(), b.middle(p, dir).gbps, "Gbit/s", ref, goals[p.via]))
+		own := b.middle(p, dir)
+		r := newRow(p.name+"/"+dir.String(), own.gbps, "Gbit/s", ref.gbps, goals[p.via])
+		r.disturbed = max(own.foreign, ref.foreign) > quiet
+		rows = append(rows, r)
 	}
 	return rows
 }

@@ -26,6 +26,8 @@ type row struct {
 	Ratio float64 `json:"ratio"`
 	// goal is what the row is held against.
 	goal goal
+	// disturbed says that others used the machine: the ratio says little.
+	disturbed bool
 }
 
 // goal is a bar for a ratio. The gate fails the run, the target is only shown. At its zero
@@ -71,6 +73,9 @@ func (r row) verdict() string {
 			continue
 		}
 		words = append(words, fmt.Sprintf("%s %.2f %s", bar.name, bar.at, okOrMissed(r.goal.reaches(r.Ratio, bar.at))))
+	}
+	if r.disturbed {
+		words = append(words, "DISTURBED by other programs")
 	}
 	if added := r.Value - r.Reference; r.goal.added > 0 {
 		words = append(words, fmt.Sprintf("adds %.0f, target %.0f %s", added, r.goal.added, okOrMissed(added <= r.goal.added)))
