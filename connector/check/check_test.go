@@ -207,3 +207,13 @@ func TestProxy(t *testing.T) {
 		}
 	}
 }
+
+// TestBlockedNamesTheWayBack: the fix is a command that an administrator can type.
+func TestBlockedNamesTheWayBack(t *testing.T) {
+	cfg := joined(broker(t, 0), check.Site{}, connect.NewError(connect.CodePermissionDenied, errors.New("x")))
+	var last check.Result
+	check.Run(t.Context(), cfg, func(r check.Result) { last = r })
+	if want := "ask an administrator: postern admin connector unblock NAME, or join again"; last.Fix != want {
+		t.Errorf("%s: fix %q, want %q", last.Step, last.Fix, want)
+	}
+}
