@@ -408,7 +408,7 @@ func (s apps) ListProposals(ctx context.Context, _ *connect.Request[adminv1.List
 func proposalID(p catalog.Proposal) string { return string(p.Connector) + "/" + p.Name }
 
 func (s apps) ApproveProposal(ctx context.Context, req *connect.Request[adminv1.ProposalRef]) (*connect.Response[adminv1.App], error) {
-	con, name, err := splitProposal(req.Msg.Proposal)
+	con, name, err := s.proposal(ctx, req.Msg.Proposal)
 	if err != nil {
 		return nil, err
 	}
@@ -425,7 +425,7 @@ func (s apps) ApproveProposal(ctx context.Context, req *connect.Request[adminv1.
 }
 
 func (s apps) RejectProposal(ctx context.Context, req *connect.Request[adminv1.ProposalRef]) (*connect.Response[adminv1.EffectResponse], error) {
-	con, name, err := splitProposal(req.Msg.Proposal)
+	con, name, err := s.proposal(ctx, req.Msg.Proposal)
 	if err != nil {
 		return nil, err
 	}
@@ -436,11 +436,32 @@ func (s apps) RejectProposal(ctx context.Context, req *connect.Request[adminv1.P
 	return connect.NewResponse(&adminv1.EffectResponse{}), nil
 }
 
-func splitProposal(id string) (ids.ConnectorID, string, error) {
-	con, name, ok := strings.Cut(id, "/")
-	if !ok {
-		return "", "", badRequest("a proposal is named CONNECTOR/NAME, as the list shows it")
+// proposal reads CONNECTOR/NAME, or the bare name of the only pending proposal of the name.
+func (s apps) proposal(ctx context.Context, text string) (ids.ConnectorID, string, error) {
+	if con, name, ok := strings.Cut(text, "/"); ok {
+		c, err := ids.Parse[ids.ConnectorID](con)
+		return c, name, err
 	}
-	c, err := ids.Parse[ids.ConnectorID](con)
-	return c, name, err
+	all, err := s.cfg.Catalog.Proposals(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	return onlyProposal(all, text)
+}
+
+func onlyProposal(all []catalog.Proposal, name string) (ids.ConnectorID, string, error) {
+	var found []catalog.Proposal
+	for _, p := range all {
+		if p.State == catalog.Pending && strings.EqualFold(p.Name, name) {
+			found = append(found, p)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0].Connector, found[0].Name, nil
+	case 0:
+		return "", "", notFound("nobody proposes %q; see postern admin app proposals", name)
+	default:
+		return "", "", badRequest("%d connectors propose %q; name one as CONNECTOR/NAME, as the list shows it", len(found), name)
+	}
 }

@@ -196,14 +196,14 @@ func (s rules) scope(ctx context.Context, m *adminv1.PutRuleRequest, r *policy.R
 	for _, name := range m.Users {
 		u, err := s.cfg.Directory.Find(ctx, name)
 		if err != nil {
-			return fmt.Errorf("user %q: %w", name, err)
+			return s.noUser(ctx, name, err)
 		}
 		r.Who.Users = append(r.Who.Users, u.ID)
 	}
 	for _, name := range m.Groups {
 		g, err := s.cfg.Directory.FindGroup(ctx, name)
 		if err != nil {
-			return fmt.Errorf("group %q: %w", name, err)
+			return s.noGroup(ctx, name, err)
 		}
 		r.Who.Groups = append(r.Who.Groups, g.ID)
 	}

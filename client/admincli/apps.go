@@ -16,8 +16,8 @@ type appCmd struct {
 	Update    appUpdateCmd    `cmd:"" help:"Change an app; what is not named stays." example:"postern admin app update wiki --class confidential"`
 	Retire    appRetireCmd    `cmd:"" help:"Take an app away; everything open ends." example:"postern admin app retire wiki"`
 	Proposals appProposalsCmd `cmd:"" help:"List what connectors propose." example:"postern admin app proposals"`
-	Approve   appApproveCmd   `cmd:"" help:"Publish what a connector proposes." example:"postern admin app approve con_.../wiki"`
-	Reject    appRejectCmd    `cmd:"" help:"Refuse what a connector proposes." example:"postern admin app reject con_.../wiki"`
+	Approve   appApproveCmd   `cmd:"" help:"Publish what a connector proposes." example:"postern admin app approve wiki"`
+	Reject    appRejectCmd    `cmd:"" help:"Refuse what a connector proposes." example:"postern admin app reject wiki"`
 }
 
 type appListCmd struct{}
@@ -202,7 +202,7 @@ func (*appProposalsCmd) Run(ctx context.Context, c *Conn) error {
 }
 
 type proposalRef struct {
-	Proposal string `arg:"" help:"CONNECTOR/NAME, as the list shows it."`
+	Proposal string `arg:"" help:"NAME, or CONNECTOR/NAME when several propose it."`
 }
 
 type appApproveCmd struct {

@@ -96,7 +96,22 @@ func (a *tokenAddCmd) Run(ctx context.Context, c *Conn) error {
 	return c.print.show(made, func(w io.Writer) {
 		fmt.Fprintf(w, "The token, shown only now; it ends %s:\n  %s\n", c.print.until(made.Token.GetExpiresMs()), clean(made.Secret))
 		fmt.Fprintf(w, "On the other machine paste this, then the token when it asks:\n  %s\n", clean(made.Command))
+		if text := a.afterwards(); text != "" {
+			fmt.Fprintln(w, text)
+		}
 	})
+}
+
+// afterwards says what becomes of the apps that the connector names.
+func (a *tokenAddCmd) afterwards() string {
+	switch {
+	case a.Relay:
+		return ""
+	case a.Publish:
+		return "What the connector names with --publish NAME=HOST:PORT is published at once; nobody may use it before a rule allows it."
+	default:
+		return "What the connector names with --publish NAME=HOST:PORT is only proposed. Approve it: postern admin app approve NAME"
+	}
 }
 
 type tokenRevokeCmd struct {
