@@ -41,7 +41,7 @@ const (
 	// dead one; the link finds silence much earlier.
 	writeTimeout = 60 * time.Second
 	// closeTimeout frees a stream whose peer never closes.
-	closeTimeout = 30 * time.Second
+	closeTimeout = 2 * time.Minute
 	// acceptBacklog bounds the streams that wait for AcceptStream.
 	acceptBacklog = 1024
 )
