@@ -33,9 +33,9 @@ func (s connectorService) Watch(ctx context.Context, req *connect.Request[contro
 	stream := s.connectors.Subscribe(c.ID)
 	defer stream.Close()
 	s.cfg.Ledger.Attach(c.ID, grants.Applied{Epoch: req.Msg.Epoch, Statement: req.Msg.Sequence, Revoked: req.Msg.Revoked})
-	if err := s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, req.Msg.Version, registry.ConnectorReport{}, s.cfg.Now()); err != nil {
-		return err
-	}
+	s.seen(ctx, func(ctx context.Context) error {
+		return s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, req.Msg.Version, registry.ConnectorReport{}, s.cfg.Now())
+	})
 	w := connectorWatch{API: s.API, out: out}
 	for {
 		m, err := next(ctx, stream, push.Statement, s.cfg.Lease/statementsPerLease)
@@ -147,10 +147,12 @@ func (s connectorService) Acknowledge(ctx context.Context, req *connect.Request[
 	}
 	s.cfg.Ledger.Acknowledge(c.ID, req.Msg.Revoked)
 	s.latency.acknowledged(req.Msg.Revoked, s.cfg.Now(), s.cfg.RevocationSeen)
-	err = s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, "", registry.ConnectorReport{
-		Assignment: req.Msg.AssignmentVersion, Applied: req.Msg.Revoked,
-	}, s.cfg.Now())
-	return connect.NewResponse(&controlv1.AcknowledgeResponse{}), err
+	s.seen(ctx, func(ctx context.Context) error {
+		return s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, "", registry.ConnectorReport{
+			Assignment: req.Msg.AssignmentVersion, Applied: req.Msg.Revoked,
+		}, s.cfg.Now())
+	})
+	return connect.NewResponse(&controlv1.AcknowledgeResponse{}), nil
 }
 
 // Health takes a connector's report.

@@ -39,9 +39,9 @@ func (s relayService) Watch(ctx context.Context, req *connect.Request[controlv1.
 		if m.Has(push.Reconnect) {
 			return nil
 		}
-		if err := s.cfg.Registry.SeeRelay(ctx, r.ID, callerOf(ctx).addr, req.Msg.Version, s.cfg.Now()); err != nil {
-			return err
-		}
+		s.seen(ctx, func(ctx context.Context) error {
+			return s.cfg.Registry.SeeRelay(ctx, r.ID, callerOf(ctx).addr, req.Msg.Version, s.cfg.Now())
+		})
 	}
 }
 

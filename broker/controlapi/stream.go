@@ -51,15 +51,28 @@ func (a *API) reconnect() *controlv1.Reconnect {
 	return &controlv1.Reconnect{AfterMs: 200, SpreadMs: spread}
 }
 
+// seenTimeout bounds the note that a caller was seen.
+const seenTimeout = 500 * time.Millisecond
+
+// seen notes that a caller was seen. A store that does not take it keeps nobody from the
+// stream: revocations travel on it, and they never wait for the disk.
+func (a *API) seen(ctx context.Context, note func(context.Context) error) {
+	bounded, cancel := context.WithTimeout(ctx, seenTimeout)
+	defer cancel()
+	if err := note(bounded); err != nil && ctx.Err() == nil {
+		a.log.WarnContext(ctx, "caller seen but not noted", "error", err)
+	}
+}
+
 // Watch is a device's stream.
 func (s deviceService) Watch(ctx context.Context, req *connect.Request[controlv1.WatchRequest], out *connect.ServerStream[controlv1.DevicePush]) error {
 	d, err := s.device(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.cfg.Registry.SeeDevice(ctx, d.ID, callerOf(ctx).addr, req.Msg.Version, s.cfg.Now()); err != nil {
-		return err
-	}
+	s.seen(ctx, func(ctx context.Context) error {
+		return s.cfg.Registry.SeeDevice(ctx, d.ID, callerOf(ctx).addr, req.Msg.Version, s.cfg.Now())
+	})
 	stream := s.devices.Subscribe(d.ID)
 	defer stream.Close()
 	w := deviceWatch{API: s.API, device: d, out: out, given: newGiven()}
