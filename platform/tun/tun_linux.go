@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
@@ -20,8 +21,7 @@ type Device struct {
 }
 
 // Open creates the interface and sets it up for super-packets in both directions.
-// It does not watch the interface: the state of it is our own doing, and watching
-// costs a wake-up each second.
+// No goroutine watches the interface; Read notices when somebody removes it.
 func Open(cfg Config) (*Device, error) {
 	cfg = cfg.withDefaults()
 	fd, err := openDriver(devicePath)
@@ -35,7 +35,50 @@ func Open(cfg Config) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up interface %s: %w", cfg.Name, err)
 	}
+	if err := dev.File().SetReadDeadline(time.Now().Add(lookEvery)); err != nil {
+		return nil, errors.Join(fmt.Errorf("set up interface %s: %w", cfg.Name, err), dev.Close())
+	}
 	return &Device{Device: dev, name: name, mtu: cfg.MTU}, nil
+}
+
+// lookEvery is how often a reader without packets makes sure that the interface is still
+// there: the kernel wakes readers before it takes the interface away, and that wake-up can
+// be lost.
+const lookEvery = 5 * time.Second
+
+// Read reads packets as the driver does. It ends with os.ErrClosed soon after somebody
+// has removed the interface.
+func (d *Device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	for {
+		n, err := d.Device.Read(bufs, sizes, offset)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		if err := d.attached(); err != nil {
+			return 0, err
+		}
+		if err := d.File().SetReadDeadline(time.Now().Add(lookEvery)); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// attached fails when the interface behind the descriptor is gone.
+func (d *Device) attached() error {
+	raw, err := d.File().SyscallConn()
+	if err != nil {
+		return err
+	}
+	request, err := unix.NewIfreq(d.name)
+	if err != nil {
+		return err
+	}
+	var gone error
+	err = raw.Control(func(fd uintptr) { gone = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, request) })
+	if gone != nil {
+		gone = fmt.Errorf("interface %s was removed: %w", d.name, os.ErrClosed)
+	}
+	return errors.Join(err, gone)
 }
 
 func openDriver(path string) (int, error) {
