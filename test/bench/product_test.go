@@ -38,7 +38,7 @@ var (
 	urlLine    = regexp.MustCompile(`(https://\S+/#pin=[0-9a-f]+)`)
 	ownerLine  = regexp.MustCompile(`https://\S+/setup#(\S+)`)
 	devicePage = regexp.MustCompile(`(https://\S+/\S*device\S*)`)
-	deviceCode = regexp.MustCompile(`code (\S+)`)
+	deviceCode = regexp.MustCompile(`code ([A-Z0-9]{4}-[A-Z0-9]{4})`)
 	joinedLine = regexp.MustCompile(`(?m)^(Joined as .*)$`)
 )
 
