@@ -40,7 +40,7 @@ type cli struct {
 	Logout  logoutCmd      `cmd:"" help:"End the session." example:"postern logout"`
 	Status  statusCmd      `cmd:"" help:"Show session, links and facts." example:"postern status --json"`
 	Apps    appsCmd        `cmd:"" help:"List the apps." example:"postern apps"`
-	Why     whyCmd         `cmd:"" help:"Explain an app, a receipt or the latest refusal." example:"postern why payroll"`
+	Why     whyCmd         `cmd:"" help:"Explain an app, a receipt or the latest failure." example:"postern why payroll"`
 	Ping    pingCmd        `cmd:"" help:"Measure the way to an app leg by leg." example:"postern ping wiki"`
 	Stdio   stdioCmd       `cmd:"" help:"Join standard input and output to an app." example:"ssh -o ProxyCommand='postern stdio %h:%p' git.corp.internal"`
 	Proxy   proxyCmd       `cmd:"" help:"Serve the apps as a SOCKS5 proxy, without root and daemon." example:"postern proxy; curl -x socks5h://127.0.0.1:1080 http://wiki.corp.internal/"`
