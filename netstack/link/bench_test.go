@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/postern-zt/postern/netstack/carrier"
+	"github.com/postern-zt/postern/netstack/carrier/quic"
 	"github.com/postern-zt/postern/netstack/carrier/tls"
 	"github.com/postern-zt/postern/netstack/link"
 	"github.com/postern-zt/postern/netstack/peer"
@@ -52,6 +53,39 @@ func (h *tcpHandler) Dial(context.Context, link.MicroTunnel, link.FlowOpen) (net
 // BenchmarkFlowTLS moves bytes from an app through connector and client to a local
 // program: one flow, loopback sockets everywhere, end-to-end TLS between.
 func BenchmarkFlowTLS(b *testing.B) {
+	benchFlow(b, func(ctx context.Context, creds, own *peer.Credentials, serve serveFunc, work *sync.WaitGroup) link.Dialer {
+		return link.Dialer{Name: "tls", Kind: carrier.TLS, Dial: func(dctx context.Context) (carrier.Carrier, error) {
+			near, far := loopback(b)
+			work.Go(func() {
+				cfg, _ := peer.ServerConfig(peer.Config{Credentials: creds, Expect: peer.Anyone})
+				if car, err := tls.Server(ctx, far, tls.Config{TLS: cfg}); err == nil {
+					serve(ctx, car)
+				}
+			})
+			cfg, _ := peer.ClientConfig(peer.Config{Credentials: own, Expect: peer.Exactly(creds.KeyID())})
+			return tls.Client(dctx, near, tls.Config{TLS: cfg})
+		}}
+	})
+}
+
+// BenchmarkFlowQUIC is the same over QUIC.
+func BenchmarkFlowQUIC(b *testing.B) {
+	benchFlow(b, func(ctx context.Context, creds, own *peer.Credentials, serve serveFunc, work *sync.WaitGroup) link.Dialer {
+		return link.Dialer{Name: "quic", Kind: carrier.QUIC, Dial: func(dctx context.Context) (carrier.Carrier, error) {
+			near, far := directPaths(b)
+			work.Go(func() {
+				cfg, _ := peer.ServerConfig(peer.Config{Credentials: creds, Expect: peer.Anyone})
+				_ = quic.ServePath(ctx, far, quic.Config{TLS: cfg}, func(ctx context.Context, c *quic.Carrier) { serve(ctx, c) })
+			})
+			cfg, _ := peer.ClientConfig(peer.Config{Credentials: own, Expect: peer.Exactly(creds.KeyID())})
+			return quic.Dial(dctx, near, quic.Config{TLS: cfg})
+		}}
+	})
+}
+
+type serveFunc func(context.Context, carrier.Carrier)
+
+func benchFlow(b *testing.B, dialer func(context.Context, *peer.Credentials, *peer.Credentials, serveFunc, *sync.WaitGroup) link.Dialer) {
 	h := &tcpHandler{fakeHandler: newFakeHandler(), b: b, far: make(chan net.Conn, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
@@ -60,18 +94,7 @@ func BenchmarkFlowTLS(b *testing.B) {
 		b.Fatal(err)
 	}
 	creds, own := newCredentials(b), newCredentials(b)
-	c := benchClient(b, creds.KeyID(), func(dctx context.Context) (carrier.Carrier, error) {
-		near, far := loopback(b)
-		work.Go(func() {
-			cfg, _ := peer.ServerConfig(peer.Config{Credentials: creds, Expect: peer.Anyone})
-			car, err := tls.Server(ctx, far, tls.Config{TLS: cfg})
-			if err == nil {
-				_ = server.Serve(ctx, car)
-			}
-		})
-		cfg, _ := peer.ClientConfig(peer.Config{Credentials: own, Expect: peer.Exactly(creds.KeyID())})
-		return tls.Client(dctx, near, tls.Config{TLS: cfg})
-	})
+	c := benchClient(b, creds.KeyID(), dialer(ctx, creds, own, func(ctx context.Context, c carrier.Carrier) { _ = server.Serve(ctx, c) }, &work))
 	work.Go(func() { _ = c.Run(ctx) })
 	defer func() {
 		cancel()
@@ -94,11 +117,10 @@ func BenchmarkFlowTLS(b *testing.B) {
 	_ = program.Close()
 }
 
-func benchClient(b testing.TB, to ids.KeyID, dial func(context.Context) (carrier.Carrier, error)) *link.Client {
+func benchClient(b testing.TB, to ids.KeyID, dial link.Dialer) *link.Client {
 	b.Helper()
 	c, err := link.NewClient(link.ClientConfig{
-		Instance: frame.NewInstanceID(), Peer: to, Log: slog.New(slog.DiscardHandler),
-		Dial: []link.Dialer{{Name: "tls", Kind: carrier.TLS, Dial: dial}},
+		Instance: frame.NewInstanceID(), Peer: to, Log: slog.New(slog.DiscardHandler), Dial: []link.Dialer{dial},
 	})
 	if err != nil {
 		b.Fatal(err)

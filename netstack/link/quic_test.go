@@ -29,7 +29,7 @@ func (r *udpRoad) flap() {
 	}
 }
 
-func socket(t *testing.T) (*net.UDPConn, netip.AddrPort) {
+func socket(t testing.TB) (*net.UDPConn, netip.AddrPort) {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -38,19 +38,26 @@ func socket(t *testing.T) (*net.UDPConn, netip.AddrPort) {
 	return c, c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
+// directPaths are the two ends of a path between two loopback sockets.
+func directPaths(t testing.TB) (near, far quic.Path) {
+	t.Helper()
+	a, aAt := socket(t)
+	b, bAt := socket(t)
+	near, err := quic.NewDirect(a, bAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err = quic.NewDirect(b, aAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
 // quicDialer serves a fresh pair of sockets for every dial.
 func (w *world) quicDialer(t *testing.T, r *udpRoad, creds *peer.Credentials) link.Dialer {
 	return link.Dialer{Name: "quic", Kind: carrier.QUIC, Dial: func(ctx context.Context) (carrier.Carrier, error) {
-		near, nearAt := socket(t)
-		far, farAt := socket(t)
-		np, err := quic.NewDirect(near, farAt)
-		if err != nil {
-			return nil, err
-		}
-		fp, err := quic.NewDirect(far, nearAt)
-		if err != nil {
-			return nil, err
-		}
+		np, fp := directPaths(t)
 		sc, err := peer.ServerConfig(peer.Config{Credentials: w.creds, Expect: peer.Anyone})
 		if err != nil {
 			return nil, err

@@ -24,6 +24,7 @@
 //
 //	POSTERN_BENCH_ROUNDS=1     a quick look instead of three rounds
 //	POSTERN_BENCH_PROFILE=DIR  perf records every program in the first round
+//	POSTERN_BENCH_OPENS=1000   new connections only, in blocks of 1000, printed and not kept
 //	POSTERN_BENCH_PROXY=1      also a client without tunnel interface, for comparison
 //	POSTERN_BENCH_BIN=DIR      programs that were built before, to compare versions
 //	POSTERN_BENCH_PLAIN=1      leave segmentation offload on

@@ -219,6 +219,15 @@ func rounds() int {
 	return defaultRounds
 }
 
+// onlyOpens is the size of a block where nothing but new connections is measured, else 0.
+func onlyOpens() int {
+	n, err := strconv.Atoi(os.Getenv("POSTERN_BENCH_OPENS"))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 func wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
