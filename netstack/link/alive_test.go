@@ -43,7 +43,7 @@ func stream(c net.Conn) {
 // TestSilentDownloadMoves: a client that only receives has nothing to send into the
 // silence. Whenever its carrier falls silent, the standby goes on within a second.
 func TestSilentDownloadMoves(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		for after := time.Second; after < 1400*time.Millisecond; after += 57 * time.Millisecond {
 			silentDownload(t, after)
 		}
@@ -71,7 +71,7 @@ func silentDownload(t *testing.T, after time.Duration) {
 
 // TestIdleLinesAreQuiet: lines on which nothing moves are asked now and then, not more.
 func TestIdleLinesAreQuiet(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		w.handler.app(80, echo)
 		a, b := &road{name: "a", latency: 5 * time.Millisecond}, &road{name: "b", latency: 5 * time.Millisecond}

@@ -159,10 +159,12 @@ func (c *Client) stream(ctx context.Context, l *clientLine, first []byte) (carri
 		return nil, fmt.Errorf("open stream: %w", err)
 	}
 	st := &countedStream{Stream: raw, l: l.line}
+	_ = st.SetWriteDeadline(time.Now().Add(greetTimeout)) // a dead stream fails the write
 	if _, err := st.Write(first); err != nil {
 		st.Abort()
 		return nil, fmt.Errorf("write first frame: %w", err)
 	}
+	_ = st.SetWriteDeadline(time.Time{})
 	return st, nil
 }
 

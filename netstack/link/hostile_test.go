@@ -12,7 +12,7 @@ import (
 // A client that never reads its control stream must not delay the revocation of anybody:
 // the connector's one loop carries revocations out in turn.
 func TestDeafClientDelaysNoRevocation(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		w.handler.app(80, echo)
 		deaf := w.greeted(t, newCredentials(t), frame.NewInstanceID())

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -16,19 +15,6 @@ import (
 	"github.com/postern-zt/postern/netstack/link"
 	"github.com/postern-zt/postern/proto/frame"
 )
-
-// bubble is synctest.Test with yamux's pool of timers emptied before and after: a timer
-// must not pass from one bubble to another. Two collections empty every sync.Pool.
-func bubble(t *testing.T, fn func(*testing.T)) {
-	t.Helper()
-	empty := func() {
-		runtime.GC()
-		runtime.GC()
-	}
-	empty()
-	defer empty()
-	synctest.Test(t, fn)
-}
 
 // mustOpen opens a flow and checks that it carries bytes both ways.
 func mustOpen(t *testing.T, c *link.Client, ref link.GrantRef, port uint16) *flow.Flow {
@@ -247,7 +233,7 @@ func TestOpenIsAtMostOnce(t *testing.T) {
 }
 
 func TestHoldStopsEveryByte(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		w.handler.app(80, echo)
 		c := granted(t, w, &road{name: "a"})
@@ -271,7 +257,7 @@ func TestHoldStopsEveryByte(t *testing.T) {
 }
 
 func TestDetachedTooLong(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		end := appEnd{make(chan error, 1)}
 		w.handler.app(80, end.echoUntil)
@@ -291,7 +277,7 @@ func TestDetachedTooLong(t *testing.T) {
 }
 
 func TestDetachedFlowResumesBeforeItsEnd(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		w.handler.app(80, echo)
 		r := &road{name: "a"}
@@ -304,7 +290,7 @@ func TestDetachedFlowResumesBeforeItsEnd(t *testing.T) {
 }
 
 func TestPeerWithoutGrantIsClosed(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		down := make(chan struct{}, 1)
 		c := w.client(newCredentials(t), func(cfg *link.ClientConfig) {
@@ -322,7 +308,7 @@ func TestPeerWithoutGrantIsClosed(t *testing.T) {
 }
 
 func TestSilentCarrierIsLeftQuickly(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		w.handler.app(80, echo)
 		a, b := &road{name: "a", latency: 5 * time.Millisecond}, &road{name: "b", latency: 5 * time.Millisecond}
@@ -492,7 +478,7 @@ func mustExchange(t *testing.T, p *flow.Packets, size int) {
 }
 
 func TestUDPIdleEnds(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, link.Limits{})
 		w.handler.app(80, packetEcho)
 		c := granted(t, w, &road{name: "a"})

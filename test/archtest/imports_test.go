@@ -55,7 +55,6 @@ const everywhere = "*"
 func homes() map[string][]string {
 	return map[string][]string{
 		"github.com/quic-go/quic-go":          {"netstack/carrier/quic"},
-		"github.com/hashicorp/yamux":          {"netstack/carrier/tls"},
 		"gvisor.dev/gvisor":                   {"netstack/stack"},
 		"golang.zx2c4.com/wireguard":          {"platform/tun", "netstack/carrier/wireguard"},
 		"golang.zx2c4.com/wireguard/wgctrl":   {"platform/wgdev"},

@@ -2,53 +2,57 @@ package tls
 
 import (
 	"crypto/tls"
-	"encoding/binary"
+	"errors"
 	"net"
 	"sync"
+
+	"github.com/postern-zt/postern/netstack/mux"
 )
 
 const (
 	// ioBuffer holds the TLS records of one frame of 128 KiB with their overhead.
 	ioBuffer = 136 << 10
-	// yamuxHeader is the length of yamux's frame header; byte 1 is the type (0 data),
-	// bytes 8 to 12 the length of the body that follows.
-	yamuxHeader = 12
+	// smallFrame is a frame that is cheaper copied into one TLS record than sent as two.
+	smallFrame = 2 << 10
 )
 
-// recordConn is what yamux writes into: header and body of a data frame, which yamux
-// writes one after the other, leave in one write to the network.
+// recordConn is what a session writes into: a frame leaves in one write to the network.
 type recordConn struct {
 	*tls.Conn
-	raw *bufferedConn
-	// body says that the next write belongs to the header just written. Only yamux's
-	// sender writes.
-	body bool
+	raw   *bufferedConn
+	small [smallFrame]byte // used by the one who writes
 }
 
-func (c *recordConn) Write(p []byte) (int, error) {
-	if !c.body && len(p) == yamuxHeader && p[1] == 0 && binary.BigEndian.Uint32(p[8:]) > 0 {
-		c.body = true
-		c.raw.cork()
-		return c.Conn.Write(p)
+var _ mux.Conn = (*recordConn)(nil)
+
+// WriteFrame writes head and body; a large body has TLS records of its own.
+func (c *recordConn) WriteFrame(head, body []byte) error {
+	if n := len(head) + len(body); n <= smallFrame {
+		copy(c.small[copy(c.small[:], head):], body)
+		_, err := c.Conn.Write(c.small[:n])
+		return err
 	}
-	if !c.body {
-		c.raw.cork()
+	c.raw.cork()
+	var err error
+	if len(head) > 0 {
+		_, err = c.Conn.Write(head)
 	}
-	c.body = false
-	n, err := c.Conn.Write(p)
-	if ferr := c.raw.uncork(); err == nil {
-		err = ferr
+	if err == nil {
+		_, err = c.Conn.Write(body)
 	}
-	return n, err
+	return errors.Join(err, c.raw.uncork())
 }
+
+// Buffered reports that a Read would not wait.
+func (c *recordConn) Buffered() bool { return c.raw.inR < c.raw.inW }
 
 // Close closes the connection at once: the polite end of TLS can wait for seconds on a
-// dead path, and yamux streams have their own ends.
+// dead path, and streams have their own ends.
 func (c *recordConn) Close() error { return c.raw.Close() }
 
 // bufferedConn gathers TLS records while it is corked and reads many records at once.
-// One goroutine writes (yamux's sender; the handshake and alerts before it) and one
-// reads.
+// One goroutine at a time writes (the handshake and alerts, then who has the turn of the
+// session) and one reads.
 type bufferedConn struct {
 	net.Conn
 	// buffers makes the large buffers disappear while nothing moves.
