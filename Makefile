@@ -18,6 +18,11 @@ BINARIES := $(patsubst %/main.go,./%,$(MAINS))
 # without the race detector because they measure time.
 SYSTEM   := /test/(system|scenario|netns)(/|$$)
 NOTUNIT  := /test/(system|scenario|netns|bench)(/|$$)
+# Packages whose tests prove that a path allocates nothing: such a test has Alloc in its
+# name (test/archtest). The race detector allocates by itself, so they run without it too.
+PROOFS    = grep -rl --include='*_test.go' --exclude-dir='.*' 'testing\.AllocsPerRun(' * | xargs -n1 dirname | sort -u | sed 's|^|./|'
+# Prints what go test prints, and fails with CI=true when a test was skipped.
+JUDGE    := $(GO) run ./test/judge
 CROSS    := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 
 .PHONY: help
@@ -43,10 +48,11 @@ deps:
 .PHONY: test
 test: deps ## run all tests; with CI=true a skip fails
 	@echo "== unit tests, race detector on"
-	@CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 10m $$($(GO) list ./... | grep -vE '$(NOTUNIT)')
+	@CGO_ENABLED=1 $(GO) test -json -race -shuffle=on -timeout 10m $$($(GO) list ./... | grep -vE '$(NOTUNIT)') | $(JUDGE)
+	@echo "== allocation proofs, race detector off"
+	@CGO_ENABLED=0 $(GO) test -json -count=1 -timeout 5m -run Alloc $$($(PROOFS)) | $(JUDGE) -ran
 	@echo "== system tests"
-	@packages=$$($(GO) list ./... | grep -E '$(SYSTEM)' || true); \
-		if [ -n "$$packages" ]; then CGO_ENABLED=0 $(GO) test -count=1 -p 1 -timeout 20m $$packages; fi
+	@CGO_ENABLED=0 $(GO) test -json -count=1 -p 1 -timeout 20m $$($(GO) list ./... | grep -E '$(SYSTEM)') | $(JUDGE) -ran
 
 .PHONY: check
 check: fmt vet lint arch generated cross benchonce ## everything but the tests that must hold before a change goes in

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-zt/postern/test/netns"
 )
 
 func addrOf(t *testing.T, a net.Addr) netip.AddrPort {
@@ -28,13 +30,10 @@ func addrOf(t *testing.T, a net.Addr) netip.AddrPort {
 func TestOwnerOfTCP(t *testing.T) {
 	for _, network := range []string{"tcp4", "tcp6"} {
 		t.Run(network, func(t *testing.T) {
-			l := mustListen(t, network)
-			conn, err := net.Dial(network, l.Addr().String())
-			if err != nil {
-				t.Fatal(err)
+			uid, err := ownerOver(network)
+			if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EAFNOSUPPORT) { // this machine has no ::1; a new namespace has
+				err = netns.New(t).Host("six").Do(func() (err error) { uid, err = ownerOver(network); return err })
 			}
-			defer conn.Close()
-			uid, err := Owner(TCP, addrOf(t, conn.LocalAddr()), addrOf(t, conn.RemoteAddr()))
 			if err != nil || uid != uint32(os.Getuid()) {
 				t.Errorf("Owner = %d, %v, want %d", uid, err, os.Getuid())
 			}
@@ -42,15 +41,26 @@ func TestOwnerOfTCP(t *testing.T) {
 	}
 }
 
-func mustListen(t *testing.T, network string) net.Listener {
-	t.Helper()
-	address := "127.0.0.1:0"
-	if network == "tcp6" {
-		address = "[::1]:0"
-	}
-	l, err := net.Listen(network, address)
+// ownerOver connects over loopback and asks whose the connection is.
+func ownerOver(network string) (uint32, error) {
+	l, err := net.Listen(network, map[string]string{"tcp4": "127.0.0.1:0", "tcp6": "[::1]:0"}[network])
 	if err != nil {
-		t.Skipf("no %s on this machine: %v", network, err)
+		return 0, err
+	}
+	defer l.Close()
+	conn, err := net.Dial(network, l.Addr().String())
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	return Owner(TCP, conn.LocalAddr().(*net.TCPAddr).AddrPort(), conn.RemoteAddr().(*net.TCPAddr).AddrPort())
+}
+
+func mustListen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l
@@ -140,7 +150,7 @@ func TestOwnerOfUDP(t *testing.T) {
 }
 
 func TestOwnerIsNotTheListener(t *testing.T) {
-	l := mustListen(t, "tcp4")
+	l := mustListen(t)
 	uid, err := Owner(TCP, addrOf(t, l.Addr()), netip.MustParseAddrPort("127.0.0.1:9"))
 	if !errors.Is(err, ErrNoOwner) {
 		t.Errorf("Owner = %d, %v, want ErrNoOwner", uid, err)
@@ -179,7 +189,7 @@ func TestOwnerOfAnotherUser(t *testing.T) {
 		}
 		t.Skip("needs root")
 	}
-	l := mustListen(t, "tcp4")
+	l := mustListen(t)
 	local := childConnects(t, l)
 	uid, err := Owner(TCP, local, addrOf(t, l.Addr()))
 	if err != nil || uid != 12345 {

@@ -34,6 +34,8 @@ func TestRulesFindPlantedDefects(t *testing.T) {
 		{"sleep", "client/a/a_test.go", `package a; import "time"; func f() { time.Sleep(1) }`, sleepFindings, "time.Sleep"},
 		{"renamed sleep", "client/a/a_test.go", `package a; import clock "time"; func f() { clock.Sleep(1) }`, sleepFindings, "time.Sleep"},
 		{"other sleep", "client/a/a_test.go", `package a; func f(bed B) { bed.Sleep(1) }`, sleepFindings, ""},
+		{"allocation proof", "client/a/a_test.go", `package a; import x "testing"; func TestNoAllocation(t *x.T) { x.AllocsPerRun(1, nil) }`, proofFindings, ""},
+		{"allocation proof by another name", "client/a/a_test.go", `package a; import x "testing"; func TestIsFast(t *x.T) { x.AllocsPerRun(1, nil) }`, proofFindings, `"TestIsFast"`},
 		{"no comment", "client/a/a.go", "package a", commentFindings, "no package comment"},
 		{"comment", "client/a/a.go", "// Package a is.\npackage a", commentFindings, ""},
 		{"background", "client/a/a.go", `package a; import "context"; var c = context.Background()`, noBackground, "cuts the caller"},

@@ -53,6 +53,20 @@ func sleepFindings(all tree) []string {
 	return found
 }
 
+// proofFindings wants a test that counts allocations to be found by its name: it must run
+// without the race detector, which `make test` does for names with Alloc only.
+func proofFindings(all tree) []string {
+	var found []string
+	for _, f := range all {
+		for _, pos := range f.callsOf("testing", "AllocsPerRun") {
+			if in := f.function(pos); !strings.HasPrefix(in, "Test") || !strings.Contains(in, "Alloc") {
+				found = append(found, fmt.Sprintf("%s: testing.AllocsPerRun in %q; call it in a test with Alloc in its name", f.at(pos), in))
+			}
+		}
+	}
+	return found
+}
+
 // commentFindings wants exactly one package comment in each package. A package
 // that is generated whole takes its words from the .proto file.
 func commentFindings(all tree) []string {
@@ -124,6 +138,7 @@ func allowList(t *testing.T, text string) []string {
 func TestPackageNames(t *testing.T)     { report(t, nameFindings(readTree(t))) }
 func TestNoInitOutsideCmd(t *testing.T) { report(t, initFindings(readTree(t))) }
 func TestNoSleepInTests(t *testing.T)   { report(t, sleepFindings(readTree(t))) }
+func TestAllocationProofs(t *testing.T) { report(t, proofFindings(readTree(t))) }
 func TestPackageComments(t *testing.T)  { report(t, commentFindings(readTree(t))) }
 
 func TestContextsComeFromTheCaller(t *testing.T) {

@@ -93,6 +93,16 @@ func (f file) callsOf(pkg, name string) []token.Pos {
 	return found
 }
 
+// function gives the name of the function around a place, empty for none.
+func (f file) function(pos token.Pos) string {
+	for _, d := range f.ast.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Pos() <= pos && pos < fn.End() {
+			return fn.Name.Name
+		}
+	}
+	return ""
+}
+
 // readTree parses every Go file of the module.
 func readTree(t *testing.T) tree {
 	t.Helper()

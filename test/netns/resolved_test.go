@@ -21,12 +21,6 @@ import (
 	"github.com/postern-zt/postern/test/netns"
 )
 
-// resolvedEnv names the service's program when it is not installed.
-const resolvedEnv = "POSTERN_TEST_RESOLVED"
-
-// unpackedResolved is where .ci/deps puts it.
-const unpackedResolved = "/var/cache/postern-test/resolved/bin/systemd-resolved"
-
 const stubResolvConf = "nameserver 127.0.0.53\noptions edns0 trust-ad\n"
 
 // resolvedScript runs in a mount namespace of its own, so that the service's files
@@ -37,21 +31,6 @@ mkdir -p /run/systemd/resolved.conf.d
 printf '[Resolve]\nDNS=127.0.0.1\nLLMNR=no\nMulticastDNS=no\nDNSSEC=no\n' > /run/systemd/resolved.conf.d/test.conf
 exec "$0"`
 
-func resolvedProgram(t *testing.T) string {
-	t.Helper()
-	for _, path := range []string{os.Getenv(resolvedEnv), unpackedResolved, "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved"} {
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path
-		}
-	}
-	const why = "needs systemd-resolved, installed or named in " + resolvedEnv
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-	return ""
-}
-
 // startBus runs a message bus that only this test knows.
 func startBus(t *testing.T) (address string) {
 	t.Helper()
@@ -60,12 +39,7 @@ func startBus(t *testing.T) (address string) {
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "bus.conf")
-	err := os.WriteFile(config, []byte(`<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>system</type><listen>unix:dir=`+dir+`</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/><allow user="*"/></policy>
-</busconfig>`), 0o644)
-	if err != nil {
+	if err := os.WriteFile(config, []byte(netns.BusConfig("unix:dir="+dir)), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "dbus-daemon", "--config-file="+config, "--print-address", "--nofork")
@@ -118,7 +92,7 @@ func (c *counting) serve(ctx context.Context, f *stack.UDPFlow) {
 
 func TestSystemdResolved(t *testing.T) {
 	netns.Require(t)
-	program := resolvedProgram(t)
+	program := netns.Resolved(t, "systemd-resolved")
 	bus := startBus(t)
 	ours := &counting{newResolver(t, "corp.internal", "wiki.corp.internal", netip.AddrPort{}), make(chan string, 1000)}
 	m := newMachine(t, &handler{udp: ours.serve}, nil)

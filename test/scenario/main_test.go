@@ -9,10 +9,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/postern-zt/postern/broker/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { storetest.Main(m, storetest.Leaks) }
 
 const (
 	// patience bounds every wait; it is long, because the machine may be busy.

@@ -17,7 +17,8 @@ const stranger = 65533
 // hostState is all that a daemon could leave behind.
 const hostState = `ip addr; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; nft list ruleset; cat /etc/resolv.conf`
 
-// TestDaemonLeavesTheHostAsItWas stops the daemon in each way there is.
+// TestDaemonLeavesTheHostAsItWas stops the daemon in each way there is. Each part starts its
+// own, so that it can run alone.
 func TestDaemonLeavesTheHostAsItWas(t *testing.T) {
 	o := newOffice(t, wikiAddr, filesAddr, dbAddr, dnsAddr)
 	serveWiki(t, o.site, wikiAddr+":80")
@@ -34,11 +35,18 @@ func TestDaemonLeavesTheHostAsItWas(t *testing.T) {
 		t.Error("the state of the host does not show the tunnel: the test sees nothing")
 	}
 
+	daemon.stop()
+
 	t.Run("another user is refused", func(t *testing.T) {
+		daemon := o.startDaemon()
+		o.usesWiki(ann)
 		o.laptop.as(stranger).on(t).exits(curlRefused, "curl -sS "+page("wiki"))
 		o.usesWiki(ann)
+		daemon.stop()
 	})
 	t.Run("stopped", func(t *testing.T) {
+		daemon := o.startDaemon()
+		o.usesWiki(ann)
 		daemon.stop()
 		o.sameAs(t, before)
 	})
@@ -50,6 +58,18 @@ func TestDaemonLeavesTheHostAsItWas(t *testing.T) {
 	t.Run("killed and started again", func(t *testing.T) {
 		o.kill(o.startDaemon(), ann)
 		again := o.startDaemon()
+		o.usesWiki(ann)
+		again.stop()
+		o.sameAs(t, before)
+	})
+	t.Run("killed and started again without the broker", func(t *testing.T) {
+		o.kill(o.startDaemon(), ann)
+		o.broker.NFT("table inet away { chain in { type filter hook input priority 0; iifname != lo drop; }; }")
+		again := o.startDaemon()
+		netns.Wait(t, patience, "the host is as it was though nothing can be set up", func() bool {
+			return o.laptop.on(t).must(hostState) == before
+		})
+		o.broker.NFT("delete table inet away")
 		o.usesWiki(ann)
 		again.stop()
 		o.sameAs(t, before)

@@ -90,21 +90,27 @@ func (o *office) setUp(ownerCode string) {
 	o.t.Helper()
 	ctx, cancel := context.WithTimeout(o.t.Context(), patience)
 	defer cancel()
-	codes, err := identitytest.SetUp(ctx, o.target(o.laptop), ownerCode, identitytest.Owner{
+	codes, err := identitytest.SetUp(ctx, o.target(o.site), ownerCode, identitytest.Owner{
 		Login: ownerLogin, Password: password, Suffix: suffix, People: employee,
 	})
 	if err != nil || len(codes) != 1 {
 		o.t.Fatalf("set-up page: %d invitations, %v", len(codes), err)
 	}
-	must(o.t, identitytest.AcceptInvite(ctx, o.target(o.laptop), codes[0], password))
+	must(o.t, identitytest.AcceptInvite(ctx, o.target(o.site), codes[0], password))
 }
 
 // signIn fills in the page that a client on the laptop asks ann to open.
 func (o *office) signIn(cli *program) {
 	o.t.Helper()
+	o.signInOn(o.laptop, cli)
+}
+
+// signInOn does it with a browser on the machine of the client.
+func (o *office) signInOn(m *machine, cli *program) {
+	o.t.Helper()
 	ctx, cancel := context.WithTimeout(o.t.Context(), patience)
 	defer cancel()
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: o.target(o.laptop).Transport.(*http.Transport).DialContext}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) { return m.Dial(ctx, network, addr) }}
 	browser := identitytest.NewBrowser(transport)
 	page, err := browser.Open(ctx, cli.await(startPage))
 	must(o.t, err)

@@ -10,6 +10,9 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
+	"testing"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -86,8 +89,39 @@ func (o *office) startPostgres() {
 // startDNS serves a private DNS server: the app over UDP.
 func (o *office) startDNS() {
 	o.t.Helper()
-	conn := o.site.ListenPacket(dnsAddr + ":53")
-	done := make(chan struct{})
+	serveDNS(o.t, o.site, dnsAddr+":53")
+}
+
+// questions are the names that a DNS server was asked for.
+type questions struct {
+	mu    sync.Mutex // guards names
+	names []string
+}
+
+func (q *questions) add(query []byte) {
+	var m dnsmessage.Message
+	if m.Unpack(query) != nil {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, question := range m.Questions {
+		q.names = append(q.names, strings.ToLower(question.Name.String()))
+	}
+}
+
+// with lists the names that hold a text.
+func (q *questions) with(text string) []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(q.names), func(name string) bool { return !strings.Contains(name, text) })
+}
+
+// serveDNS runs a DNS server that gives everything the same address.
+func serveDNS(t *testing.T, on *machine, addr string) *questions {
+	t.Helper()
+	conn := on.ListenPacket(addr)
+	asked, done := &questions{}, make(chan struct{})
 	go func() { // the clean-up waits for done
 		defer close(done)
 		buf := make([]byte, 4096)
@@ -96,19 +130,21 @@ func (o *office) startDNS() {
 			if err != nil {
 				return
 			}
+			asked.add(buf[:n])
 			if reply, err := dnsReply(buf[:n]); err == nil {
 				_, _ = conn.WriteTo(reply, from) // a lost datagram is asked for again
 			}
 		}
 	}()
-	o.t.Cleanup(func() {
+	t.Cleanup(func() {
 		_ = conn.Close() // ends the loop
 		select {
 		case <-done:
 		case <-time.After(stopTimeout):
-			o.t.Error("the DNS server does not end")
+			t.Error("the DNS server does not end")
 		}
 	})
+	return asked
 }
 
 // dnsReply answers each question with the same address.
@@ -119,6 +155,9 @@ func dnsReply(query []byte) ([]byte, error) {
 	}
 	m.Response, m.Authoritative, m.Additionals = true, true, nil
 	for _, q := range m.Questions {
+		if q.Type != dnsmessage.TypeA {
+			continue
+		}
 		m.Answers = append(m.Answers, dnsmessage.Resource{
 			Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: 30},
 			Body:   &dnsmessage.AResource{A: [4]byte{192, 0, 2, 53}},
