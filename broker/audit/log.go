@@ -42,7 +42,13 @@ type Store interface {
 	LastAuditSegment(ctx context.Context, writer string) (Segment, error)
 	// AddAuditSegment stores a segment unless one begins at the same record.
 	AddAuditSegment(ctx context.Context, s Segment) error
-	// DropAudit deletes the rows of writer up to through and marks their segments.
+	// ConnectorHeads returns up to limit signed heads of writer that end after record after,
+	// in order.
+	ConnectorHeads(ctx context.Context, writer string, after uint64, limit int) ([]ConnectorHead, error)
+	// AddConnectorHead stores a signed head unless one ends at the same record.
+	AddConnectorHead(ctx context.Context, h ConnectorHead) error
+	// DropAudit deletes the rows of writer up to through, and the signed heads before it, and
+	// marks their segments.
 	DropAudit(ctx context.Context, writer string, through uint64) (rows int64, err error)
 	// PersonKey returns the newest key for user, zero when there is none.
 	PersonKey(ctx context.Context, user ids.UserID) (PersonKey, error)

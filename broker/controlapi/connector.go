@@ -184,7 +184,9 @@ func (s connectorService) Ship(ctx context.Context, req *connect.Request[control
 	if len(req.Msg.Records) > maxShip {
 		return nil, badRequest("at most %d records at a time", maxShip)
 	}
-	through, err := s.cfg.Audit.Ingest(ctx, c.ID, req.Msg.Records)
+	through, err := s.cfg.Audit.Ingest(ctx, audit.Shipment{
+		Connector: c.ID, Key: c.Identity.Key, Records: req.Msg.Records, SignedHead: req.Msg.SignedHead,
+	})
 	if err != nil {
 		return nil, err
 	}
