@@ -108,7 +108,7 @@ func (c *Connector) openEnforcer() (err error) {
 	if err != nil {
 		return err
 	}
-	if c.flows, err = flowlog.Open(c.cfg.Store.Flows(), c.joined.Connector, c.cfg.wall); err != nil {
+	if c.flows, err = flowlog.Open(c.cfg.Store.Flows(), c.joined.Connector, c.cfg.Store.Key(), c.cfg.wall); err != nil {
 		return fmt.Errorf("flow records: %w", err)
 	}
 	c.enforcer = enforce.New(enforce.Config{

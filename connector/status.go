@@ -30,7 +30,7 @@ func (c *Connector) Status() statusapi.Status {
 	up, state := c.uplink.State(), c.enforcer.State()
 	st := statusapi.Status{
 		Version: c.cfg.Version, PID: os.Getpid(), Started: c.started, Broker: c.broker.Address,
-		ID: string(c.joined.Connector), Site: c.joined.SiteName,
+		ID: string(c.joined.Connector), Key: c.member.KeyID().String(), Site: c.joined.SiteName,
 		Uplink: statusapi.Uplink{Connected: up.Connected, Since: up.Since, Problem: up.Problem},
 		Live:   state.Live, Grants: state.Grants, Flows: c.links.Flows(),
 		ClockOffsetMS: up.Offset.Milliseconds(), CertificateEnds: c.member.NotAfter(),

@@ -58,8 +58,10 @@ type Status struct {
 	Started time.Time `json:"started"`
 	Broker  string    `json:"broker"`
 	ID      string    `json:"id"`
-	Site    string    `json:"site"`
-	Uplink  Uplink    `json:"uplink"`
+	// Key names the identity key, which signs the flow records.
+	Key    string `json:"key"`
+	Site   string `json:"site"`
+	Uplink Uplink `json:"uplink"`
 	// Live says whether the broker's news is fresh: without it no new flow opens.
 	Live   bool    `json:"live"`
 	Relays []Relay `json:"relays"`

@@ -20,6 +20,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/postern-zt/postern/connector/flowlog"
 	"github.com/postern-zt/postern/connector/guard"
 	"github.com/postern-zt/postern/netstack/control"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
@@ -118,9 +119,12 @@ func (u *Uplink) State() State { return *u.state.Load() }
 func (u *Uplink) Client() controlv1connect.ConnectorServiceClient { return u.client }
 
 // Shipper delivers flow records over c.
-func Shipper(c controlv1connect.ConnectorServiceClient) func(ctx context.Context, lines [][]byte) (uint64, error) {
-	return func(ctx context.Context, lines [][]byte) (uint64, error) {
-		resp, err := c.Ship(ctx, connect.NewRequest(&controlv1.ShipRequest{Records: lines}))
+func Shipper(c controlv1connect.ConnectorServiceClient) flowlog.Shipper {
+	return func(ctx context.Context, b flowlog.Batch) (uint64, error) {
+		resp, err := c.Ship(ctx, connect.NewRequest(&controlv1.ShipRequest{Records: b.Records, SignedHead: b.SignedHead}))
+		if connect.CodeOf(err) == connect.CodeInvalidArgument && connect.IsWireError(err) {
+			return 0, fmt.Errorf("%w: %w", flowlog.ErrRefused, err)
+		}
 		if err != nil {
 			return 0, err
 		}

@@ -78,6 +78,7 @@ func text(st statusapi.Status, now time.Time) string {
 		fmt.Fprintf(&b, "%-10s "+format+"\n", append([]any{name}, args...)...)
 	}
 	line("process", "%s, pid %d, version %s, for %s", st.ID, st.PID, st.Version, age(now, st.Started))
+	line("key", "%s", st.Key)
 	line("broker", "%s, site %s", st.Broker, st.Site)
 	if st.Uplink.Connected {
 		line("uplink", "connected for %s", age(now, st.Uplink.Since))
