@@ -295,3 +295,45 @@ func TestReplayBringsSignaturesBack(t *testing.T) {
 		t.Errorf("signatures stand beside records that they do not cover: %+v", w)
 	}
 }
+
+// TestRecall: who remembers a record is told its hash or that it was archived, and nobody is
+// told of connectors' chains.
+func TestRecall(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, open func() *store.Store) {
+		f, c := newLog(t, open()), newConnector()
+		ship(t, f, c, 2)
+		var heads []audit.Head
+		for range 10 {
+			f.addN(t, 1)
+			heads = append(heads, f.head(t))
+		}
+		if own, err := f.Own(t.Context()); err != nil || own != heads[9] {
+			t.Errorf("Own = %v, %v, want %v", own, err, heads[9])
+		}
+		if err := f.SignSegments(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Drop(t.Context(), string(f.broker), 8, ""); err != nil { // segments of 4
+			t.Fatal(err)
+		}
+		for seq, want := range map[uint64]struct {
+			hash     audit.Hash
+			archived bool
+		}{
+			10: {heads[9].Hash, false}, 9: {heads[8].Hash, false},
+			8: {heads[7].Hash, false}, 4: {heads[3].Hash, false}, // ends of segments
+			7: {audit.Hash{}, true}, 1: {audit.Hash{}, true},
+			99: {}, 0: {}, 1 << 63: {},
+		} {
+			h, archived, err := f.Recall(t.Context(), string(f.broker), seq)
+			if err != nil || h.Hash != want.hash || archived != want.archived || h.Seq != seq {
+				t.Errorf("Recall(%d) = %v, %v, %v, want %v", seq, h, archived, err, want)
+			}
+		}
+		for _, writer := range []string{string(c.id), "", "brk_x"} {
+			if h, archived, err := f.Recall(t.Context(), writer, 1); err != nil || archived || h.Hash != (audit.Hash{}) {
+				t.Errorf("Recall of %q = %v, %v, %v", writer, h, archived, err)
+			}
+		}
+	})
+}

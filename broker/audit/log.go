@@ -228,5 +228,39 @@ func (l *Log) Head(ctx context.Context, writer string) (Head, error) {
 	return l.cfg.Store.AuditHead(ctx, writer)
 }
 
+// Own returns the end of this broker's chain.
+func (l *Log) Own(ctx context.Context) (Head, error) { return l.Head(ctx, l.writer) }
+
+// Recall answers somebody who remembers a record of a broker's chain: with its hash, or that
+// it was archived. The zero hash says that it is not there.
+func (l *Log) Recall(ctx context.Context, writer string, seq uint64) (h Head, archived bool, err error) {
+	h = Head{Writer: writer, Seq: seq}
+	if _, err := ids.Parse[ids.BrokerID](writer); err != nil || seq == 0 || seq > 1<<62 {
+		return h, false, nil //nolint:nilerr // nothing of that name is there, or it is nobody's business
+	}
+	rows, err := l.cfg.Store.AuditRows(ctx, writer, seq-1, 1)
+	if err != nil {
+		return h, false, fmt.Errorf("recall audit: %w", err)
+	}
+	if len(rows) > 0 && rows[0].Seq == seq {
+		h.Hash = rows[0].Hash
+		return h, false, nil
+	}
+	segs, err := l.cfg.Store.AuditSegments(ctx, writer)
+	if err != nil {
+		return h, false, fmt.Errorf("recall audit: %w", err)
+	}
+	for _, s := range segs {
+		switch {
+		case s.Last == seq:
+			h.Hash = s.Head
+			return h, false, nil
+		case s.Dropped && s.First <= seq && seq < s.Last:
+			return h, true, nil
+		}
+	}
+	return h, false, nil
+}
+
 // Heads returns the ends of all chains.
 func (l *Log) Heads(ctx context.Context) ([]Head, error) { return l.cfg.Store.AuditHeads(ctx) }
