@@ -34,6 +34,7 @@ func (c *Connector) Status() statusapi.Status {
 		Uplink: statusapi.Uplink{Connected: up.Connected, Since: up.Since, Problem: up.Problem},
 		Live:   state.Live, Grants: state.Grants, Flows: c.links.Flows(),
 		ClockOffsetMS: up.Offset.Milliseconds(), CertificateEnds: c.member.NotAfter(),
+		AuditHeads: c.auditHeads(), AuditProblem: c.witness.Problem(),
 	}
 	for _, r := range c.serve.States() {
 		st.Relays = append(st.Relays, statusapi.Relay{
@@ -51,6 +52,15 @@ func (c *Connector) Status() statusapi.Status {
 		})
 	}
 	return st
+}
+
+// auditHeads are the heads that the broker must still have: of its own chain, and of ours.
+func (c *Connector) auditHeads() []string {
+	heads := c.witness.Heads()
+	if own := c.flows.Shipped(); own.Seq > 0 {
+		heads = append([]string{own.String()}, heads...)
+	}
+	return heads
 }
 
 func targetsOf(a grant.App) []statusapi.Target {

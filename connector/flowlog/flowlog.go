@@ -325,11 +325,18 @@ func (l *Log) Close() error {
 	return err
 }
 
-// Head returns the end of the chain, Waiting how many records the broker lacks.
+// Head returns the end of the chain.
 func (l *Log) Head() chain.Head {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.head
+}
+
+// Shipped returns the end of what the broker has acknowledged: it must have that for ever.
+func (l *Log) Shipped() chain.Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.shipped.Head
 }
 
 // Waiting returns how many records the broker has not acknowledged.

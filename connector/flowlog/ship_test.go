@@ -53,7 +53,7 @@ func TestShipsInParts(t *testing.T) {
 	if err := l.Ship(t.Context(), r.ship); err != nil || l.Waiting() != 0 {
 		t.Fatalf("Ship = %v, %d wait", err, l.Waiting())
 	}
-	if want := 4000 + 6*3*100; len(r.kinds) != want || r.head != l.Head() {
+	if want := 4000 + 6*3*100; len(r.kinds) != want || r.head != l.Head() || r.head != l.Shipped() {
 		t.Errorf("the broker has %d records to %v, want %d to %v", len(r.kinds), r.head, want, l.Head())
 	}
 }

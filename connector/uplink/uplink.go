@@ -71,13 +71,15 @@ type Sink interface {
 	Holds() guard.Mark
 }
 
-// Config is what an Uplink needs; all fields but Now are required.
+// Config is what an Uplink needs; all fields but Witness and Now are required.
 type Config struct {
 	HTTP    *http.Client
 	Broker  control.Broker
 	CA      *x509.Certificate
 	Version string
 	Sink    Sink
+	// Witness remembers the broker's audit; nil is nobody.
+	Witness *control.Witness
 	// Now is time.Now when nil.
 	Now func() time.Time
 	Log *slog.Logger
@@ -180,6 +182,7 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 	held := u.cfg.Sink.Holds()
 	stream, err := u.client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{
 		Version: u.cfg.Version, Epoch: held.Epoch, Sequence: held.Sequence, Revoked: held.Revoked,
+		Remembered: u.cfg.Witness.Asked(),
 	}))
 	if err != nil {
 		return 0, err
@@ -244,6 +247,8 @@ func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
 		u.acknowledge(ctx)
 	case *controlv1.ConnectorPush_Relays:
 		u.cfg.Sink.Relays(n.Relays.GetRelays())
+	case *controlv1.ConnectorPush_Audit:
+		u.cfg.Witness.Take(ctx, n.Audit)
 	}
 	return nil
 }

@@ -103,6 +103,9 @@ func text(st statusapi.Status, now time.Time) string {
 	}
 	line("use", "%d grants, %d flows", st.Grants, st.Flows)
 	line("clock", "%s off the broker's", time.Duration(st.ClockOffsetMS)*time.Millisecond)
+	if st.AuditProblem != "" {
+		line("AUDIT", "%s", st.AuditProblem)
+	}
 	line("certificate", "until %s", st.CertificateEnds.UTC().Format(time.DateTime))
 	return b.String()
 }
