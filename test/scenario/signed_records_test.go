@@ -54,6 +54,11 @@ func TestConnectorsSignTheirRecords(t *testing.T) {
 		t.Fatalf("verify says %v; the connector's key is %s", v, s.conn.Status().Key)
 	}
 	trust := audit.Trust{Keys: seal.NewKeys(w.signer().Public()), Pinned: s.pins()}
+	shipped, err := chain.ParseHead(s.conn.Status().AuditHeads[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust.Remembered = []chain.Head{shipped} // and what it says that it has shipped
 	requireVerifies(t, "the export", w.exportAudit(), trust, "")
 	shipForged(t, s)
 	if err := s.proc.stop(); err != nil {
@@ -62,7 +67,8 @@ func TestConnectorsSignTheirRecords(t *testing.T) {
 	rewriteHistory(t, w, row.Id, `"to_app":"100"`, `"to_app":"999"`)
 	retold := w.exportAudit()
 	requireVerifies(t, "a history that the broker wrote, without the connector's key", retold, audit.Trust{Keys: trust.Keys}, "")
-	requireVerifies(t, "a history that the broker wrote", retold, trust, "not signed with the connector's key")
+	requireVerifies(t, "a history that the broker wrote", retold, audit.Trust{Keys: trust.Keys, Pinned: trust.Pinned}, "not signed with the connector's key")
+	requireVerifies(t, "a history that the broker wrote, by its head", retold, audit.Trust{Keys: trust.Keys, Remembered: trust.Remembered}, "differs from the head that was remembered")
 }
 
 // rewriteHistory does what a broker's process can: it changes records of a connector, computes
@@ -157,4 +163,61 @@ func requireVerifies(t *testing.T, what string, export []byte, trust audit.Trust
 	case want != "" && err == nil && !slices.ContainsFunc(r.Breaks, func(b *audit.Break) bool { return strings.Contains(b.Reason, want) }):
 		t.Errorf("%s: breaks %v, want ...%s...", what, r.Breaks, want)
 	}
+}
+
+// TestCutAuditShows: a broker whose audit was cut while it was down, so that everything in its
+// database fits together, is found out by those who remember; one that was only restarted is
+// not (decisions rule 31).
+func TestCutAuditShows(t *testing.T) {
+	w := newWorld(t, "ann")
+	s := w.connector("berlin-1", w.site("berlin"))
+	d, wiki := w.device("ann", "ann-laptop"), echo(t)
+	own := w.verifyWriter("brk_")
+	eventually(t, "both remember a head", func() bool { return len(s.conn.Status().AuditHeads) > 0 && len(d.witness.Heads()) > 0 })
+	restart := func(app string, change func()) {
+		t.Helper()
+		w.publish(app, "berlin", wiki.target()) // a record that nobody remembers yet
+		before := [2]string{last(s.conn.Status().AuditHeads), last(d.witness.Heads())}
+		w.stopBroker()
+		change()
+		w.startBroker()
+		eventually(t, "both have heard of the broker again", func() bool {
+			return last(s.conn.Status().AuditHeads) != before[0] && last(d.witness.Heads()) != before[1]
+		})
+	}
+	restart("one", func() {})
+	if p := s.conn.Status().AuditProblem + d.witness.Problem(); p != "" {
+		t.Fatalf("after a plain restart: %s", p)
+	}
+	restart("two", func() {
+		w.exec(`DELETE FROM audit_records WHERE writer = '`+own+`' AND seq > 3`,
+			`DELETE FROM audit_segments WHERE writer = '`+own+`'`,
+			`UPDATE audit_heads SET seq = 3, hash = (SELECT hash FROM audit_records WHERE writer = '`+own+`' AND seq = 3) WHERE writer = '`+own+`'`)
+	})
+	if v := w.verify(); !v.Ok {
+		t.Fatalf("the broker itself must not notice, or this test shows nothing: %s", v.Problem)
+	}
+	eventually(t, "both say so", func() bool {
+		return strings.Contains(s.conn.Status().AuditProblem, "lost records") && strings.Contains(d.witness.Problem(), "lost records")
+	})
+	w.proc.tolerate = true
+}
+
+// verifyWriter is the one writer whose id begins so.
+func (w *world) verifyWriter(prefix string) string {
+	w.t.Helper()
+	for _, c := range w.verify().Chains {
+		if strings.HasPrefix(c.Writer, prefix) {
+			return c.Writer
+		}
+	}
+	w.t.Fatalf("no writer %s", prefix)
+	return ""
+}
+
+func last(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return list[len(list)-1]
 }
