@@ -10,10 +10,10 @@ import (
 	"strings"
 
 	"github.com/postern-zt/postern/broker/adminapi"
+	"github.com/postern-zt/postern/broker/audit"
 	"github.com/postern-zt/postern/platform/ipc"
 	"github.com/postern-zt/postern/platform/paths"
 	"github.com/postern-zt/postern/proto/ids"
-	"github.com/postern-zt/postern/proto/seal"
 )
 
 // socketMode lets only the broker's own user and root in; the kernel's word is checked too.
@@ -31,8 +31,10 @@ func (b *Broker) openAdmin(context.Context) error {
 	return nil
 }
 
-// BrokerKeys are the signing keys of all brokers.
-func (b *Broker) BrokerKeys() seal.Keys { return b.brokerKeys() }
+// AuditTrust is what the audit is verified by.
+func (b *Broker) AuditTrust(ctx context.Context) (audit.Trust, error) {
+	return b.auditTrust(ctx, audit.Trust{})
+}
 
 // control serves the control plane, and administration for owners who are signed in on an
 // enrolled device.

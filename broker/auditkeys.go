@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
@@ -35,14 +36,30 @@ func encodeAuditKeys(ca []byte, signers [][]byte) []byte {
 
 // VerifyAuditFile checks an exported audit away from the broker, with the certificates that
 // AuditKeys gave. pin is the one in the broker's URL; zero takes the CA of the file, whose
-// pin is returned for comparison.
-func VerifyAuditFile(r io.Reader, keysPEM []byte, pin ids.KeyID) (audit.Report, ids.KeyID, error) {
+// pin is returned for comparison. expect holds what else is known: heads that others
+// remember, and the keys of connectors.
+func VerifyAuditFile(r io.Reader, keysPEM []byte, pin ids.KeyID, expect audit.Trust) (audit.Report, ids.KeyID, error) {
 	trusted, pin, err := parseAuditKeys(keysPEM, pin)
 	if err != nil {
 		return audit.Report{}, pin, err
 	}
-	report, err := audit.VerifyFile(r, trusted, nil)
+	expect.Keys = trusted
+	report, err := audit.VerifyFile(r, expect)
 	return report, pin, err
+}
+
+// auditTrust adds to expect the signing keys of the brokers, and the identity keys of the
+// connectors as they are registered.
+func (b *Broker) auditTrust(ctx context.Context, expect audit.Trust) (audit.Trust, error) {
+	list, err := b.registry.Connectors(ctx, "")
+	if err != nil {
+		return audit.Trust{}, err
+	}
+	expect.Keys, expect.Registered = b.brokerKeys(), make(map[ids.ConnectorID]ids.KeyID, len(list))
+	for _, c := range list {
+		expect.Registered[c.ID] = c.Identity.Key
+	}
+	return expect, nil
 }
 
 func parseAuditKeys(data []byte, pin ids.KeyID) (seal.Keys, ids.KeyID, error) {

@@ -70,14 +70,23 @@ func (m *Maintenance) OwnerLink(ctx context.Context) (string, error) {
 	return m.b.OwnerLink(ctx)
 }
 
-// VerifyAudit checks all chains in the database.
-func (m *Maintenance) VerifyAudit(ctx context.Context) (audit.Report, error) {
-	return m.b.audit.Verify(ctx, m.b.brokerKeys(), nil)
+// VerifyAudit checks all chains in the database. expect holds what others remember of them
+// and which keys connectors show; the broker's own keys come with it.
+func (m *Maintenance) VerifyAudit(ctx context.Context, expect audit.Trust) (audit.Report, error) {
+	trust, err := m.b.auditTrust(ctx, expect)
+	if err != nil {
+		return audit.Report{}, err
+	}
+	return m.b.audit.Verify(ctx, trust)
 }
 
-// VerifyAuditFile checks an exported file with the keys of this broker.
-func (m *Maintenance) VerifyAuditFile(r io.Reader) (audit.Report, error) {
-	return audit.VerifyFile(r, m.b.brokerKeys(), nil)
+// VerifyAuditFile checks an exported file like VerifyAudit.
+func (m *Maintenance) VerifyAuditFile(ctx context.Context, r io.Reader, expect audit.Trust) (audit.Report, error) {
+	trust, err := m.b.auditTrust(ctx, expect)
+	if err != nil {
+		return audit.Report{}, err
+	}
+	return audit.VerifyFile(r, trust)
 }
 
 // AuditKeys returns, as PEM, the certificates by which anybody checks an exported audit:

@@ -300,13 +300,13 @@ func TestVerifyAuditFileElsewhere(t *testing.T) {
 	lines, good, pin := export(t)
 	_, others, _ := export(t)
 	verify := func(lines, keys []byte, pin ids.KeyID) (bool, error) {
-		report, _, err := VerifyAuditFile(bytes.NewReader(lines), keys, pin)
+		report, _, err := VerifyAuditFile(bytes.NewReader(lines), keys, pin, audit.Trust{})
 		return err == nil && report.OK(), err
 	}
 	if ok, err := verify(lines, good, pin); !ok {
 		t.Errorf("the whole file does not verify: %v", err)
 	}
-	if _, found, err := VerifyAuditFile(bytes.NewReader(lines), good, ids.KeyID{}); err != nil || found != pin {
+	if _, found, err := VerifyAuditFile(bytes.NewReader(lines), good, ids.KeyID{}, audit.Trust{}); err != nil || found != pin {
 		t.Errorf("without a pin: %v, %v; want the pin %v to compare", found, err, pin)
 	}
 	if ok, _ := verify(lines, others, pin); ok {

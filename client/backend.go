@@ -189,7 +189,7 @@ func (b Backend) Status(context.Context) *localv1.StatusResponse {
 	out := &localv1.StatusResponse{
 		State: stateWord(st), Broker: st.Broker, DeviceId: string(st.Device), Version: b.cfg.Version,
 		User: st.Session.GetUserName(), SessionId: st.Session.GetId(), SessionExpiresMs: st.Session.GetExpiresMs(),
-		ClockOffsetMs: st.Uplink.Offset.Milliseconds(),
+		ClockOffsetMs: st.Uplink.Offset.Milliseconds(), AuditHeads: st.AuditHeads,
 	}
 	for _, l := range st.Links {
 		out.Links = append(out.Links, linkStatus(l))
@@ -202,6 +202,9 @@ func (b Backend) Status(context.Context) *localv1.StatusResponse {
 	}
 	if st.Session == nil && st.Ended != "" {
 		out.Problems = append(out.Problems, st.Ended)
+	}
+	if st.AuditProblem != "" {
+		out.Problems = append(out.Problems, st.AuditProblem)
 	}
 	return out
 }

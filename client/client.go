@@ -346,6 +346,10 @@ type Status struct {
 	Ended string
 	Links []tunnels.Status
 	Facts []posture.Fact
+	// AuditHeads are what this device remembers of the broker's audit, AuditProblem says what
+	// is gone of it.
+	AuditHeads   []string
+	AuditProblem string
 }
 
 // Status returns a snapshot.
@@ -365,6 +369,7 @@ func (c *Client) Status() Status {
 	}
 	if conn != nil {
 		st.Uplink, st.Links, st.Facts = conn.uplink.State(), conn.tunnels.Status(), conn.reporter.Current()
+		st.AuditHeads, st.AuditProblem = conn.witness.Heads(), conn.witness.Problem()
 	}
 	return st
 }

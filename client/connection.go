@@ -31,6 +31,7 @@ type connection struct {
 	http       *http.Client
 	device     controlv1connect.DeviceServiceClient
 	uplink     *uplink.Uplink
+	witness    *control.Witness
 	tunnels    *tunnels.Tunnels
 	reporter   *posture.Reporter
 	// reported wakes whoever waits for a report to have arrived; its length 1 lets the
@@ -50,7 +51,10 @@ func (c *Client) connect(m state.Membership) (*connection, error) {
 	x := &connection{client: c, membership: m, broker: broker, member: member, reported: make(chan struct{}, 1)}
 	x.http = control.NewClient(control.ClientConfig{Broker: broker, Certificate: member.Certificate, Dialer: c.cfg.Dialer})
 	x.device = controlv1connect.NewDeviceServiceClient(x.http, broker.BaseURL())
-	x.uplink = uplink.New(uplink.Config{Client: watcher{x}, Version: c.cfg.Version, Sink: sink{x}, Log: c.cfg.Log})
+	x.witness = control.NewWitness(c.store.LoadAudit, c.store.SaveAudit, c.log)
+	x.uplink = uplink.New(uplink.Config{
+		Client: watcher{x}, Version: c.cfg.Version, Sink: sink{x}, Witness: x.witness, Log: c.cfg.Log,
+	})
 	credentials, err := peer.NewCredentials(peer.CredentialsConfig{Identity: member.Key(), Now: x.uplink.Now})
 	if err != nil {
 		return nil, err

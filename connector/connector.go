@@ -66,6 +66,7 @@ type Connector struct {
 	links    *link.Server
 	serve    *serve.Server
 	uplink   *uplink.Uplink
+	witness  *control.Witness
 	started  time.Time
 }
 
@@ -108,7 +109,7 @@ func (c *Connector) openEnforcer() (err error) {
 	if err != nil {
 		return err
 	}
-	if c.flows, err = flowlog.Open(c.cfg.Store.Flows(), c.joined.Connector, c.cfg.wall); err != nil {
+	if c.flows, err = flowlog.Open(c.cfg.Store.Flows(), c.joined.Connector, c.cfg.Store.Key(), c.cfg.wall); err != nil {
 		return fmt.Errorf("flow records: %w", err)
 	}
 	c.enforcer = enforce.New(enforce.Config{
@@ -138,9 +139,10 @@ func (c *Connector) openLinks() (err error) {
 	if err != nil {
 		return err
 	}
+	c.witness = control.NewWitness(c.cfg.Store.LoadAudit, c.cfg.Store.SaveAudit, c.log)
 	c.uplink = uplink.New(uplink.Config{
 		HTTP: c.http, Broker: c.broker, CA: ca, Version: c.cfg.Version, Sink: sink{c.enforcer, c.serve}, Now: c.cfg.wall,
-		Log: c.log,
+		Witness: c.witness, Log: c.log,
 	})
 	return nil
 }

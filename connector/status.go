@@ -30,10 +30,11 @@ func (c *Connector) Status() statusapi.Status {
 	up, state := c.uplink.State(), c.enforcer.State()
 	st := statusapi.Status{
 		Version: c.cfg.Version, PID: os.Getpid(), Started: c.started, Broker: c.broker.Address,
-		ID: string(c.joined.Connector), Site: c.joined.SiteName,
+		ID: string(c.joined.Connector), Key: c.member.KeyID().String(), Site: c.joined.SiteName,
 		Uplink: statusapi.Uplink{Connected: up.Connected, Since: up.Since, Problem: up.Problem},
 		Live:   state.Live, Grants: state.Grants, Flows: c.links.Flows(),
 		ClockOffsetMS: up.Offset.Milliseconds(), CertificateEnds: c.member.NotAfter(),
+		AuditHeads: c.auditHeads(), AuditProblem: c.witness.Problem(),
 	}
 	for _, r := range c.serve.States() {
 		st.Relays = append(st.Relays, statusapi.Relay{
@@ -51,6 +52,15 @@ func (c *Connector) Status() statusapi.Status {
 		})
 	}
 	return st
+}
+
+// auditHeads are the heads that the broker must still have: of its own chain, and of ours.
+func (c *Connector) auditHeads() []string {
+	heads := c.witness.Heads()
+	if own := c.flows.Shipped(); own.Seq > 0 {
+		heads = append([]string{own.String()}, heads...)
+	}
+	return heads
 }
 
 func targetsOf(a grant.App) []statusapi.Target {

@@ -36,7 +36,6 @@ import (
 	"github.com/postern-zt/postern/proto/admin/v1/adminv1connect"
 	"github.com/postern-zt/postern/proto/chain"
 	"github.com/postern-zt/postern/proto/ids"
-	"github.com/postern-zt/postern/proto/seal"
 )
 
 // maxMessage bounds one request; the largest is a rule in Cedar.
@@ -52,7 +51,7 @@ type Live interface {
 type Installation interface {
 	URL() string
 	NotReady(ctx context.Context) []string
-	BrokerKeys() seal.Keys
+	AuditTrust(ctx context.Context) (audit.Trust, error)
 	Backup(ctx context.Context, name string) (path string, size int64, err error)
 }
 

@@ -133,13 +133,21 @@ func recordText(f audit.Found) string {
 }
 
 func (s records) Verify(ctx context.Context, _ *connect.Request[adminv1.VerifyRequest]) (*connect.Response[adminv1.VerifyResponse], error) {
-	report, err := s.cfg.Audit.Verify(ctx, s.cfg.Installation.BrokerKeys(), nil)
+	trust, err := s.cfg.Installation.AuditTrust(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report, err := s.cfg.Audit.Verify(ctx, trust)
 	if err != nil {
 		return nil, err
 	}
 	out := &adminv1.VerifyResponse{Ok: report.OK(), Records: report.Records}
 	for _, w := range report.Writers {
 		out.Writers = append(out.Writers, w.Head.Writer)
+		out.Chains = append(out.Chains, &adminv1.ChainState{
+			Writer: w.Writer, Records: w.Records, Last: w.Head.Seq, Signed: w.Signed,
+			Connector: w.Connector, OwnSigned: w.OwnSigned, OwnKey: w.OwnKey,
+		})
 	}
 	if len(report.Breaks) > 0 {
 		out.Problem = report.Breaks[0].Error()

@@ -74,7 +74,7 @@ func (f fixture) head(t *testing.T) audit.Head {
 
 func (f fixture) verify(t *testing.T, remembered ...audit.Head) audit.Report {
 	t.Helper()
-	r, err := f.Verify(t.Context(), f.trusted, remembered)
+	r, err := f.Verify(t.Context(), audit.Trust{Keys: f.trusted, Remembered: remembered})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func TestDroppedSegmentsStillVerify(t *testing.T) {
 		if w := f.verify(t).Writers[0]; w.Dropped != 4 || w.First != 5 {
 			t.Errorf("writer = %+v, want 4 dropped and the first record 5", w)
 		}
-		if r, err := audit.VerifyFile(&archive, f.trusted, nil); err != nil || !r.OK() || r.Records != 4 {
+		if r, err := audit.VerifyFile(&archive, audit.Trust{Keys: f.trusted}); err != nil || !r.OK() || r.Records != 4 {
 			t.Errorf("archive: %+v, %v", r, err)
 		}
 	})
@@ -346,7 +346,7 @@ func FuzzVerifyFile(f *testing.F) {
 	f.Add([]byte(header + `{"v":1,"writer":"w","seq":1,"time_ms":1,"prev":"` + strings.Repeat("0", 64) + `","kind":"k"}` + "\n" +
 		`{"postern":{"segment":{"writer":"w","signed":"AAAA"}}}`))
 	f.Fuzz(func(t *testing.T, file []byte) {
-		_, _ = audit.VerifyFile(bytes.NewReader(file), seal.Keys{}, nil) // must not panic
+		_, _ = audit.VerifyFile(bytes.NewReader(file), audit.Trust{}) // must not panic
 	})
 }
 

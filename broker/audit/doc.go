@@ -6,7 +6,9 @@
 // Each writer (a broker, a connector) has one hash chain of records; the line format is
 // proto/chain. Signed segments (proto/seal, domain Segment) fix the hash at their end; the
 // records of a segment may be archived and dropped, and the rest still verifies. Heads that
-// others remember show a tail that was cut after the last segment.
+// others remember show a tail that was cut after the last segment. Connectors sign the heads of
+// their own chains with their identity keys: what they recorded cannot be changed even by who
+// holds the broker's keys.
 //
 // Personal values are sealed with a key per user; erasing the key erases them everywhere,
 // and no hash changes. A Log is safe for concurrent use.

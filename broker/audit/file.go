@@ -9,12 +9,11 @@ import (
 	"fmt"
 	"io"
 	"time"
-
-	"github.com/postern-zt/postern/proto/seal"
 )
 
 // An exported file is JSON lines: a header, then for each writer its records as they stand
-// in the chain, each segment after its records, and its head; an end line at last. A line
+// in the chain, each segment and what a connector signed after its records, and its head; an
+// end line at last. A line
 // that begins with framePrefix holds one field of fileLine, each other one is a record.
 const (
 	framePrefix = `{"postern":`
@@ -32,6 +31,8 @@ type fileLine struct {
 	Segment *fileSegment `json:"segment,omitempty"`
 	Head    *Head        `json:"head,omitempty"`
 	End     *fileEnd     `json:"end,omitempty"`
+	// Connector is a connector's signature over its records before this line.
+	Connector *fileSigned `json:"connector,omitempty"`
 }
 
 type fileHeader struct {
@@ -45,6 +46,14 @@ type fileSegment struct {
 	Last    uint64 `json:"last"`
 	Dropped bool   `json:"dropped,omitempty"`
 	Signed  []byte `json:"signed"`
+}
+
+// fileSigned holds an envelope of chain.SignedHead; it carries the connector's public key.
+type fileSigned struct {
+	Writer string `json:"writer"`
+	First  uint64 `json:"first"`
+	Last   uint64 `json:"last"`
+	Signed []byte `json:"signed"`
 }
 
 type fileEnd struct {
@@ -80,8 +89,14 @@ func (l *Log) exportChain(ctx context.Context, out *fileWriter, head Head, throu
 		}
 		head = Head{Writer: head.Writer, Seq: through, Hash: rows[0].Hash}
 	}
-	err := l.walk(ctx, head, func(r Row) error { return out.line(r.Line) }, func(s Segment) error {
-		return out.put(fileLine{Segment: &fileSegment{Writer: s.Writer, First: s.First, Last: s.Last, Dropped: s.Dropped, Signed: s.Signed}})
+	err := l.walk(ctx, head, steps{
+		row: func(r Row) error { return out.line(r.Line) },
+		segment: func(s Segment) error {
+			return out.put(fileLine{Segment: &fileSegment{Writer: s.Writer, First: s.First, Last: s.Last, Dropped: s.Dropped, Signed: s.Signed}})
+		},
+		connector: func(h ConnectorHead) error {
+			return out.put(fileLine{Connector: &fileSigned{Writer: h.Writer, First: h.First, Last: h.Last, Signed: h.Signed}})
+		},
 	})
 	if err != nil {
 		return err
@@ -115,8 +130,8 @@ func (f *fileWriter) line(b []byte) error {
 
 // VerifyFile checks an exported file without the store: what Verify checks, and that the
 // file is complete. It returns an error only when r fails or is no export at all.
-func VerifyFile(r io.Reader, trusted seal.Keys, remembered []Head) (Report, error) {
-	f := &fileVerifier{verification: newVerification(trusted, remembered), open: make(map[string]*track), failed: make(map[string]error)}
+func VerifyFile(r io.Reader, trust Trust) (Report, error) {
+	f := &fileVerifier{verification: newVerification(trust), open: make(map[string]*track), failed: make(map[string]error)}
 	in := bufio.NewScanner(r)
 	in.Buffer(make([]byte, 0, maxFileLine), maxFileLine)
 	for in.Scan() {
@@ -159,7 +174,9 @@ func (f *fileVerifier) line(line []byte) error {
 			return fmt.Errorf("%w: not an export of the format %s", ErrMalformed, fileFormat)
 		}
 	case l.Segment != nil:
-		f.feed(l.Segment.Writer, func(c *track) error { return c.segment(f.trusted, l.Segment.Signed, !l.Segment.Dropped) })
+		f.feed(l.Segment.Writer, func(c *track) error { return c.segment(f.trust.Keys, l.Segment.Signed, !l.Segment.Dropped) })
+	case l.Connector != nil:
+		f.feed(l.Connector.Writer, func(c *track) error { return c.connectorHead(l.Connector.Signed) })
 	case l.Head != nil:
 		f.feed(l.Head.Writer, func(c *track) error { return c.atHead(*l.Head) })
 	case l.End != nil:

@@ -12,32 +12,61 @@ import (
 // maxShip bounds the records of one Ingest.
 const maxShip = 4096
 
-// Ingest takes records of a connector's chain, in order, and returns the number through
-// which the store has them; the connector may forget those. Records that are there already
-// are compared and skipped. A record that contradicts a stored one is ErrForked. When
-// records before the first one are missing (the store was restored from a backup), the gap
-// is signed and recorded, and the chain goes on after it.
-func (l *Log) Ingest(ctx context.Context, connector ids.ConnectorID, lines [][]byte) (through uint64, err error) {
-	rows, err := parseShipped(string(connector), lines)
-	if err != nil {
-		return 0, fmt.Errorf("ingest from %s: %w", connector, err)
+// Shipment is what a connector delivers at once.
+type Shipment struct {
+	Connector ids.ConnectorID
+	// Key is the connector's registered identity key.
+	Key ids.KeyID
+	// Records are lines of its chain, in order.
+	Records [][]byte
+	// SignedHead is its signature over them (chain.SignedHead); empty from a connector that
+	// does not sign yet.
+	SignedHead []byte
+}
+
+// Ingest takes records of a connector's chain and returns the number through which the store
+// has them; the connector may forget those. The signature is verified first. Records that are
+// there already are compared and skipped. A record that contradicts a stored one is ErrForked.
+// When records before the first one are missing (the store was restored from a backup), the
+// gap is signed and recorded, and the chain goes on after it. A refusal, which is an error
+// with a Reason, is recorded.
+func (l *Log) Ingest(ctx context.Context, s Shipment) (through uint64, err error) {
+	through, err = l.ingest(ctx, s)
+	if err == nil {
+		return through, nil
 	}
-	head, err := l.cfg.Store.AuditHead(ctx, string(connector))
-	if err != nil {
-		return 0, fmt.Errorf("ingest from %s: %w", connector, err)
+	if reason := Reason(err); reason != "" {
+		l.AppendBestEffort(Event{Kind: Denied, Connector: s.Connector, Reasons: []string{reason}, Details: map[string]string{
+			"what": "flow records of a connector",
+		}})
 	}
-	if len(rows) == 0 {
-		return head.Seq, nil
+	return through, fmt.Errorf("ingest from %s: %w", s.Connector, err)
+}
+
+func (l *Log) ingest(ctx context.Context, s Shipment) (through uint64, err error) {
+	signed, err := s.openHead()
+	if err != nil {
+		return 0, err
+	}
+	rows, err := parseShipped(string(s.Connector), s.Records)
+	if err != nil {
+		return 0, err
+	}
+	if err := signed.covers(rows); err != nil {
+		return 0, err
+	}
+	head, err := l.cfg.Store.AuditHead(ctx, string(s.Connector))
+	if err != nil || len(rows) == 0 {
+		return head.Seq, err
 	}
 	var gap *segmentBody
 	if rows[0].Seq > head.Seq+1 {
 		if gap, err = l.acceptGap(ctx, head, rows[0]); err != nil {
-			return head.Seq, fmt.Errorf("ingest from %s: %w", connector, err)
+			return head.Seq, err
 		}
 	}
-	through, err = l.store(ctx, string(connector), rows, gap)
-	if err != nil {
-		return head.Seq, fmt.Errorf("ingest from %s: %w", connector, err)
+	if through, err = l.store(ctx, rows, gap, signed); err != nil {
+		return head.Seq, err
 	}
 	return through, nil
 }
@@ -89,9 +118,9 @@ func (l *Log) acceptGap(ctx context.Context, head Head, first shipped) (*segment
 	return &gap, l.cfg.Store.AddAuditSegment(ctx, s)
 }
 
-// store appends the rows that are new.
-func (l *Log) store(ctx context.Context, writer string, rows []shipped, gap *segmentBody) (through uint64, err error) {
-	err = l.cfg.Store.AppendAudit(ctx, writer, func(ctx context.Context, head Head) ([]Row, error) {
+// store appends the rows that are new, and what their connector signed beside them.
+func (l *Log) store(ctx context.Context, rows []shipped, gap *segmentBody, signed *ConnectorHead) (through uint64, err error) {
+	err = l.cfg.Store.AppendAudit(ctx, rows[0].Writer, func(ctx context.Context, head Head) ([]Row, error) {
 		through = head.Seq
 		fresh, err := l.skipKnown(ctx, head, rows)
 		if err != nil || len(fresh) == 0 {
@@ -101,7 +130,10 @@ func (l *Log) store(ctx context.Context, writer string, rows []shipped, gap *seg
 			return nil, fmt.Errorf("record %d: %w: it does not follow record %d", fresh[0].Seq, ErrForked, head.Seq)
 		}
 		through = fresh[len(fresh)-1].Seq
-		return plain(fresh), nil
+		if signed == nil {
+			return plain(fresh), nil
+		}
+		return plain(fresh), l.cfg.Store.AddConnectorHead(ctx, *signed)
 	})
 	return through, err
 }

@@ -42,7 +42,13 @@ type Store interface {
 	LastAuditSegment(ctx context.Context, writer string) (Segment, error)
 	// AddAuditSegment stores a segment unless one begins at the same record.
 	AddAuditSegment(ctx context.Context, s Segment) error
-	// DropAudit deletes the rows of writer up to through and marks their segments.
+	// ConnectorHeads returns up to limit signed heads of writer that end after record after,
+	// in order.
+	ConnectorHeads(ctx context.Context, writer string, after uint64, limit int) ([]ConnectorHead, error)
+	// AddConnectorHead stores a signed head unless one ends at the same record.
+	AddConnectorHead(ctx context.Context, h ConnectorHead) error
+	// DropAudit deletes the rows of writer up to through, and the signed heads before it, and
+	// marks their segments.
 	DropAudit(ctx context.Context, writer string, through uint64) (rows int64, err error)
 	// PersonKey returns the newest key for user, zero when there is none.
 	PersonKey(ctx context.Context, user ids.UserID) (PersonKey, error)
@@ -220,6 +226,40 @@ func (l *Log) next(ctx context.Context, head Head, ev Event) (Row, error) {
 // Head returns the end of a writer's chain, to be remembered by others.
 func (l *Log) Head(ctx context.Context, writer string) (Head, error) {
 	return l.cfg.Store.AuditHead(ctx, writer)
+}
+
+// Own returns the end of this broker's chain.
+func (l *Log) Own(ctx context.Context) (Head, error) { return l.Head(ctx, l.writer) }
+
+// Recall answers somebody who remembers a record of a broker's chain: with its hash, or that
+// it was archived. The zero hash says that it is not there.
+func (l *Log) Recall(ctx context.Context, writer string, seq uint64) (h Head, archived bool, err error) {
+	h = Head{Writer: writer, Seq: seq}
+	if _, err := ids.Parse[ids.BrokerID](writer); err != nil || seq == 0 || seq > 1<<62 {
+		return h, false, nil //nolint:nilerr // nothing of that name is there, or it is nobody's business
+	}
+	rows, err := l.cfg.Store.AuditRows(ctx, writer, seq-1, 1)
+	if err != nil {
+		return h, false, fmt.Errorf("recall audit: %w", err)
+	}
+	if len(rows) > 0 && rows[0].Seq == seq {
+		h.Hash = rows[0].Hash
+		return h, false, nil
+	}
+	segs, err := l.cfg.Store.AuditSegments(ctx, writer)
+	if err != nil {
+		return h, false, fmt.Errorf("recall audit: %w", err)
+	}
+	for _, s := range segs {
+		switch {
+		case s.Last == seq:
+			h.Hash = s.Head
+			return h, false, nil
+		case s.Dropped && s.First <= seq && seq < s.Last:
+			return h, true, nil
+		}
+	}
+	return h, false, nil
 }
 
 // Heads returns the ends of all chains.

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // Replay appends the records of an exported file that the store does not have, to the chains
@@ -21,10 +23,11 @@ func (l *Log) Replay(ctx context.Context, r io.Reader, base []Head, seen func(Re
 		p.base[h.Writer] = h.Seq
 	}
 	for in.Scan() {
+		take := p.line
 		if bytes.HasPrefix(in.Bytes(), []byte(framePrefix)) {
-			continue
+			take = p.frame
 		}
-		if err := p.line(ctx, bytes.Clone(in.Bytes())); err != nil {
+		if err := take(ctx, bytes.Clone(in.Bytes())); err != nil {
 			return p.appended, fmt.Errorf("replay audit: %w", err)
 		}
 	}
@@ -63,6 +66,26 @@ func (p *replayer) line(ctx context.Context, line []byte) error {
 	return nil
 }
 
+// frame keeps what a connector signed over the records before; other frames are made anew.
+func (p *replayer) frame(ctx context.Context, line []byte) error {
+	var f fileFrame
+	if err := json.Unmarshal(line, &f); err != nil {
+		return fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	s := f.Postern.Connector
+	if s == nil {
+		return nil
+	}
+	if err := p.flush(ctx); err != nil {
+		return err
+	}
+	h := ConnectorHead{Writer: s.Writer, First: s.First, Last: s.Last, Signed: s.Signed, At: time.Now()}
+	if ok, err := p.log.holds(ctx, h); err != nil || !ok {
+		return err
+	}
+	return p.log.cfg.Store.AddConnectorHead(ctx, h)
+}
+
 // flush appends what is new; known records are compared.
 func (p *replayer) flush(ctx context.Context) error {
 	rows, err := parseShipped(p.writer, p.lines)
@@ -74,7 +97,7 @@ func (p *replayer) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	through, err := p.log.store(ctx, p.writer, rows, nil)
+	through, err := p.log.store(ctx, rows, nil, nil)
 	if errors.Is(err, ErrForked) {
 		p.forked = err
 		return nil

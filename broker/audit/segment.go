@@ -97,6 +97,9 @@ func (l *Log) signChain(ctx context.Context, head Head, all bool) error {
 		if !all && len(rows) < l.cfg.SegmentRecords && time.Since(rows[0].At) < l.cfg.SegmentEvery {
 			return nil
 		}
+		if rows, err = l.toConnectorHead(ctx, rows); err != nil {
+			return err
+		}
 		if err := l.signRows(ctx, start, rows); err != nil {
 			return err
 		}

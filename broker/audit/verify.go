@@ -7,11 +7,26 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/seal"
 )
 
 // verifyPage is how many rows verification and export read at once.
 const verifyPage = 1000
+
+// Trust is what verification goes by; without anything in it nothing is trusted.
+type Trust struct {
+	// Keys are the brokers' keys that sign segments.
+	Keys seal.Keys
+	// Remembered are heads that others kept: they must still be there.
+	Remembered []Head
+	// Registered are identity keys of connectors as the broker knows them: what is signed must
+	// be signed with them. A connector that does not sign yet is shown as unsigned.
+	Registered map[ids.ConnectorID]ids.KeyID
+	// Pinned are those that an administrator read at the connector: all of its records must
+	// be signed with them.
+	Pinned map[ids.ConnectorID]ids.KeyID
+}
 
 // Report is what verification found.
 type Report struct {
@@ -32,6 +47,19 @@ type WriterReport struct {
 	Signed  uint64 // number of the last record that a segment covers
 	Dropped uint64 // records that were archived and dropped
 	Missing uint64 // records that never arrived, by signed gaps
+	// Connector says that a connector wrote the chain, OwnSigned up to where it signed it
+	// itself, and OwnKey with which identity key, in hexadecimal.
+	Connector bool
+	OwnSigned uint64
+	OwnKey    string
+}
+
+// Unsigned is how many records at the end of a connector's chain only its broker vouches for.
+func (w WriterReport) Unsigned() uint64 {
+	if !w.Connector {
+		return 0
+	}
+	return w.Head.Seq - w.OwnSigned
 }
 
 // track is the place at which the verification of one writer stands. It is fed records and
@@ -42,6 +70,8 @@ type track struct {
 	hash       Hash
 	segEnd     Head // end of the last segment
 	remembered map[uint64]Hash
+	key        ids.KeyID // of the connector, zero until it is known
+	pinned     bool
 	report     WriterReport
 }
 
@@ -135,25 +165,25 @@ func (c *track) skip(b segmentBody) error {
 func (c *track) end() error {
 	c.report.Writer, c.report.Head = c.writer, Head{Writer: c.writer, Seq: c.seq, Hash: c.hash}
 	if len(c.remembered) == 0 {
-		return nil
+		return c.allSigned()
 	}
 	if last := slices.Max(slices.Collect(maps.Keys(c.remembered))); last > c.seq {
 		return c.broken(c.seq+1, "missing: records up to %d were remembered, the tail was cut", last)
 	}
-	return nil
+	return c.allSigned()
 }
 
 // verification holds all chains of one run.
 type verification struct {
-	trusted    seal.Keys
+	trust      Trust
 	remembered map[string]map[uint64]Hash
 	report     Report
 	done       map[string]bool
 }
 
-func newVerification(trusted seal.Keys, remembered []Head) *verification {
-	v := &verification{trusted: trusted, remembered: make(map[string]map[uint64]Hash), done: make(map[string]bool)}
-	for _, h := range remembered {
+func newVerification(trust Trust) *verification {
+	v := &verification{trust: trust, remembered: make(map[string]map[uint64]Hash), done: make(map[string]bool)}
+	for _, h := range trust.Remembered {
 		if v.remembered[h.Writer] == nil {
 			v.remembered[h.Writer] = make(map[uint64]Hash)
 		}
@@ -163,7 +193,12 @@ func newVerification(trusted seal.Keys, remembered []Head) *verification {
 }
 
 func (v *verification) track(writer string) *track {
-	return &track{writer: writer, segEnd: Head{Writer: writer}, remembered: v.remembered[writer]}
+	c := &track{writer: writer, segEnd: Head{Writer: writer}, remembered: v.remembered[writer]}
+	c.report.Connector = isConnector(writer)
+	if c.key, c.pinned = v.trust.Pinned[ids.ConnectorID(writer)]; !c.pinned {
+		c.key = v.trust.Registered[ids.ConnectorID(writer)]
+	}
+	return c
 }
 
 // close adds the result of one chain; err is nil or where it broke.
@@ -182,9 +217,14 @@ func (v *verification) close(c *track, err error) error {
 	return err
 }
 
-// finish adds the writers that are remembered and not there at all.
+// finish adds the writers that are remembered or pinned and not there at all.
 func (v *verification) finish() Report {
-	for _, writer := range slices.Sorted(maps.Keys(v.remembered)) {
+	expected := slices.Collect(maps.Keys(v.remembered))
+	for id := range v.trust.Pinned {
+		expected = append(expected, string(id))
+	}
+	slices.Sort(expected)
+	for _, writer := range expected {
 		if !v.done[writer] {
 			_ = v.close(v.track(writer), nil) // only breaks can come
 		}
@@ -192,18 +232,18 @@ func (v *verification) finish() Report {
 	return v.report
 }
 
-// Verify checks all chains of the store: hashes, order, signatures of trusted, and that the
-// heads that others remembered are still there. It returns an error only when the store
-// cannot be read.
-func (l *Log) Verify(ctx context.Context, trusted seal.Keys, remembered []Head) (Report, error) {
+// Verify checks all chains of the store: hashes, order, signatures of brokers and connectors,
+// and that the heads that others remembered are still there. It returns an error only when
+// the store cannot be read.
+func (l *Log) Verify(ctx context.Context, trust Trust) (Report, error) {
 	heads, err := l.cfg.Store.AuditHeads(ctx)
 	if err != nil {
 		return Report{}, fmt.Errorf("verify audit: %w", err)
 	}
-	v := newVerification(trusted, remembered)
+	v := newVerification(trust)
 	for _, head := range heads {
 		c := v.track(head.Writer)
-		err := l.verifyChain(ctx, c, trusted, head)
+		err := l.verifyChain(ctx, c, trust.Keys, head)
 		if err := v.close(c, err); err != nil {
 			return Report{}, fmt.Errorf("verify audit of %s: %w", head.Writer, err)
 		}
@@ -213,8 +253,10 @@ func (l *Log) Verify(ctx context.Context, trusted seal.Keys, remembered []Head) 
 
 // verifyChain walks over segments and rows up to head, which was read before.
 func (l *Log) verifyChain(ctx context.Context, c *track, trusted seal.Keys, head Head) error {
-	err := l.walk(ctx, head, c.row, func(s Segment) error {
-		return c.segment(trusted, s.Signed, !s.Dropped)
+	err := l.walk(ctx, head, steps{
+		row:       c.row,
+		segment:   func(s Segment) error { return c.segment(trusted, s.Signed, !s.Dropped) },
+		connector: func(h ConnectorHead) error { return c.connectorHead(h.Signed) },
 	})
 	if err != nil {
 		return err
@@ -225,46 +267,91 @@ func (l *Log) verifyChain(ctx context.Context, c *track, trusted seal.Keys, head
 	return nil
 }
 
-// walk calls row for all present records up to head, and segment after those that it covers.
-func (l *Log) walk(ctx context.Context, head Head, row func(Row) error, segment func(Segment) error) error {
+// steps are called on a walk over one chain.
+type steps struct {
+	row     func(Row) error
+	segment func(Segment) error
+	// connector takes a signed head after the last record that it covers.
+	connector func(ConnectorHead) error
+}
+
+// walk calls step.row for all present records up to head, and the others after what they cover.
+func (l *Log) walk(ctx context.Context, head Head, step steps) error {
 	segs, err := l.cfg.Store.AuditSegments(ctx, head.Writer)
 	if err != nil {
 		return err
 	}
-	at := uint64(0)
+	w := walker{log: l, steps: step, heads: l.signedHeads(head.Writer), writer: head.Writer}
 	for _, s := range segs {
 		if s.Last > head.Seq {
 			break
 		}
-		if !s.Dropped {
-			if err := l.walkRows(ctx, head.Writer, at, s.Last, row); err != nil {
-				return err
-			}
-		}
-		if err := segment(s); err != nil {
+		if err := w.toSegment(ctx, s); err != nil {
 			return err
 		}
-		at = s.Last
 	}
-	return l.walkRows(ctx, head.Writer, at, head.Seq, row)
+	return w.rows(ctx, head.Seq)
 }
 
-// walkRows calls row for the records after at, up to last.
-func (l *Log) walkRows(ctx context.Context, writer string, at, last uint64, row func(Row) error) error {
-	for at < last {
-		rows, err := l.cfg.Store.AuditRows(ctx, writer, at, int(min(verifyPage, last-at)))
-		if err != nil || len(rows) == 0 {
+// walker is the place of one walk.
+type walker struct {
+	steps
+	log    *Log
+	heads  *signedHeads
+	writer string
+	at     uint64
+}
+
+func (w *walker) toSegment(ctx context.Context, s Segment) error {
+	if !s.Dropped {
+		if err := w.rows(ctx, s.Last); err != nil {
+			return err
+		}
+		return w.segment(s)
+	}
+	w.at = s.Last
+	if err := w.segment(s); err != nil {
+		return err
+	}
+	return w.signed(ctx, s.Last)
+}
+
+// rows calls row for the records after at, up to last.
+func (w *walker) rows(ctx context.Context, last uint64) error {
+	for w.at < last {
+		rows, err := w.log.cfg.Store.AuditRows(ctx, w.writer, w.at, int(min(verifyPage, last-w.at)))
+		if err != nil {
 			return err
 		}
 		for _, r := range rows {
 			if r.Seq > last {
-				return nil
+				break
 			}
-			if err := row(r); err != nil {
+			w.at = r.Seq
+			if err := w.take(ctx, r); err != nil {
 				return err
 			}
-			at = r.Seq
+		}
+		if len(rows) == 0 || rows[len(rows)-1].Seq > last {
+			break
 		}
 	}
+	w.at = last
 	return nil
+}
+
+func (w *walker) take(ctx context.Context, r Row) error {
+	if err := w.row(r); err != nil {
+		return err
+	}
+	return w.signed(ctx, r.Seq)
+}
+
+// signed calls connector for the head that ends at record seq, if there is one.
+func (w *walker) signed(ctx context.Context, seq uint64) error {
+	h, ok, err := w.heads.at(ctx, seq)
+	if err != nil || !ok {
+		return err
+	}
+	return w.connector(h)
 }

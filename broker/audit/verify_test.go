@@ -164,7 +164,7 @@ func TestForeignKeyIsNotTrusted(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := seal.NewSigner(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{9}, ed25519.SeedSize)))
-	r, err := f.Verify(t.Context(), seal.NewKeys(other.Public()), nil)
+	r, err := f.Verify(t.Context(), audit.Trust{Keys: seal.NewKeys(other.Public())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,7 +200,7 @@ func exported(t *testing.T, s audit.Store) (fixture, []string) {
 func TestVerifyFile(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, open func() *store.Store) {
 		f, lines := exported(t, open())
-		r, err := audit.VerifyFile(strings.NewReader(strings.Join(lines, "\n")), f.trusted, []audit.Head{f.head(t)})
+		r, err := audit.VerifyFile(strings.NewReader(strings.Join(lines, "\n")), audit.Trust{Keys: f.trusted, Remembered: []audit.Head{f.head(t)}})
 		if err != nil || !r.OK() || r.Records != 9 || len(r.Writers) != 2 {
 			t.Errorf("VerifyFile = %+v, %v, want 9 records of two writers", r, err)
 		}
@@ -211,7 +211,7 @@ func TestVerifyFileFindsEachChangedLine(t *testing.T) {
 	f, lines := exported(t, storetest.Open(t, storetest.SQLite(t)))
 	remembered := []audit.Head{f.head(t)}
 	check := func(what string, changed []string) {
-		r, err := audit.VerifyFile(strings.NewReader(strings.Join(changed, "\n")), f.trusted, remembered)
+		r, err := audit.VerifyFile(strings.NewReader(strings.Join(changed, "\n")), audit.Trust{Keys: f.trusted, Remembered: remembered})
 		if err == nil && r.OK() {
 			t.Errorf("%s: the file verifies", what)
 		}
@@ -235,7 +235,7 @@ func TestVerifyFileNamesTheLine(t *testing.T) {
 		return strings.Contains(l, string(f.broker)) && strings.Contains(l, `"seq":3,`)
 	})
 	lines[i] = strings.Replace(lines[i], `"n":"2"`, `"n":"7"`, 1)
-	r, err := audit.VerifyFile(strings.NewReader(strings.Join(lines, "\n")), f.trusted, nil)
+	r, err := audit.VerifyFile(strings.NewReader(strings.Join(lines, "\n")), audit.Trust{Keys: f.trusted})
 	if err != nil || len(r.Breaks) != 1 || r.Breaks[0].Line != i+2 || r.Breaks[0].Seq != 4 {
 		t.Errorf("VerifyFile = %+v, %v, want a break at line %d: record 4 does not follow 3", r, err, i+2)
 	}
@@ -247,7 +247,7 @@ func TestVerifyFileRefusesGarbage(t *testing.T) {
 		"unknown line": "{\"postern\":{\"header\":{\"format\":\"postern-audit/1\"}}}\n{\"postern\":{}}",
 		"long line":    "{\"postern\":{\"header\":{\"format\":\"postern-audit/1\"}}}\n" + strings.Repeat("x", 64<<10),
 	} {
-		if _, err := audit.VerifyFile(strings.NewReader(file), seal.Keys{}, nil); err == nil {
+		if _, err := audit.VerifyFile(strings.NewReader(file), audit.Trust{}); err == nil {
 			t.Errorf("VerifyFile(%s) accepted", name)
 		}
 	}

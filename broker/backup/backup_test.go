@@ -185,7 +185,7 @@ func checkRestored(t *testing.T, b site, got *store.Store, m backup.Manifest) {
 		t.Errorf("RestorePending = %v, %v, want true", pending, err)
 	}
 	log, trusted := newLog(t, got, b.kek, b.broker)
-	if r, err := log.Verify(t.Context(), trusted, nil); err != nil || !r.OK() || r.Records == 0 {
+	if r, err := log.Verify(t.Context(), audit.Trust{Keys: trusted}); err != nil || !r.OK() || r.Records == 0 {
 		t.Errorf("audit after restore: %+v, %v", r, err)
 	}
 }
@@ -364,7 +364,7 @@ func TestRecoverAppliesLaterBlocks(t *testing.T) {
 			t.Errorf("blocked again = %v, want %s", h.applied, blocked)
 		}
 		// Whoever remembered the head of the lost broker still finds it.
-		if r, err := log.Verify(t.Context(), trusted, []audit.Head{lost}); err != nil || !r.OK() {
+		if r, err := log.Verify(t.Context(), audit.Trust{Keys: trusted, Remembered: []audit.Head{lost}}); err != nil || !r.OK() {
 			t.Errorf("Verify after recovery = %+v, %v", r, err)
 		}
 		if report, err := backup.Recover(t.Context(), rec); err != nil || report.Pending || h.out != 1 {

@@ -113,7 +113,7 @@ func (r Recovery) replay(ctx context.Context, report *RecoveryReport) error {
 }
 
 func (r Recovery) verifyLater() error {
-	found, err := audit.VerifyFile(r.Later, r.Trusted, nil)
+	found, err := audit.VerifyFile(r.Later, audit.Trust{Keys: r.Trusted})
 	if err != nil {
 		return err
 	}

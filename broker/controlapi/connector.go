@@ -36,7 +36,7 @@ func (s connectorService) Watch(ctx context.Context, req *connect.Request[contro
 	s.seen(ctx, func(ctx context.Context) error {
 		return s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, req.Msg.Version, registry.ConnectorReport{}, s.cfg.Now())
 	})
-	w := connectorWatch{API: s.API, out: out}
+	w := connectorWatch{API: s.API, out: out, heads: newHeads(req.Msg)}
 	for {
 		m, err := next(ctx, stream, push.Statement, s.cfg.Lease/statementsPerLease)
 		if err != nil {
@@ -51,6 +51,9 @@ func (s connectorService) Watch(ctx context.Context, req *connect.Request[contro
 		if m.Has(push.Reconnect) {
 			return nil
 		}
+		if err := w.sendHeads(ctx); err != nil {
+			return err
+		}
 	}
 }
 
@@ -59,6 +62,7 @@ type connectorWatch struct {
 	*API
 	connector registry.Connector
 	out       *connect.ServerStream[controlv1.ConnectorPush]
+	heads     *heads
 }
 
 func (w *connectorWatch) push(fill func(p *controlv1.ConnectorPush)) error {
@@ -92,6 +96,15 @@ func (w *connectorWatch) send(ctx context.Context, m push.Mark) error {
 		}
 	}
 	return nil
+}
+
+// sendHeads tells what is to be remembered of the audit, when it is time.
+func (w *connectorWatch) sendHeads(ctx context.Context) error {
+	h := w.dueHeads(ctx, w.heads)
+	if h == nil {
+		return nil
+	}
+	return w.push(func(p *controlv1.ConnectorPush) { p.News = &controlv1.ConnectorPush_Audit{Audit: h} })
 }
 
 func (w *connectorWatch) sendKeys(context.Context) error {
@@ -184,7 +197,9 @@ func (s connectorService) Ship(ctx context.Context, req *connect.Request[control
 	if len(req.Msg.Records) > maxShip {
 		return nil, badRequest("at most %d records at a time", maxShip)
 	}
-	through, err := s.cfg.Audit.Ingest(ctx, c.ID, req.Msg.Records)
+	through, err := s.cfg.Audit.Ingest(ctx, audit.Shipment{
+		Connector: c.ID, Key: c.Identity.Key, Records: req.Msg.Records, SignedHead: req.Msg.SignedHead,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/postern-zt/postern/broker/audit"
 	"github.com/postern-zt/postern/broker/authorize"
 	"github.com/postern-zt/postern/broker/catalog"
 	"github.com/postern-zt/postern/broker/directory"
@@ -72,6 +73,9 @@ func (a *API) wireError(ctx context.Context, procedure string, err error) error 
 func wireCode(err error) (connect.Code, string) {
 	if reason := enroll.Reason(err); reason != "" {
 		return connect.CodePermissionDenied, reason + ": " + err.Error() + tokenAdvice(err)
+	}
+	if reason := audit.Reason(err); reason != "" {
+		return connect.CodeInvalidArgument, reason + ": " + err.Error()
 	}
 	var ie *identity.Error
 	switch {

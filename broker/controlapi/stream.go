@@ -75,7 +75,7 @@ func (s deviceService) Watch(ctx context.Context, req *connect.Request[controlv1
 	})
 	stream := s.devices.Subscribe(d.ID)
 	defer stream.Close()
-	w := deviceWatch{API: s.API, device: d, out: out, given: newGiven()}
+	w := deviceWatch{API: s.API, device: d, out: out, given: newGiven(), heads: newHeads(req.Msg)}
 	defer s.watchers.enter(d.ID, w.given)()
 	for {
 		m, err := next(ctx, stream, 0, heartbeatEvery)
@@ -91,6 +91,9 @@ func (s deviceService) Watch(ctx context.Context, req *connect.Request[controlv1
 		if m.Has(push.Reconnect) {
 			return nil
 		}
+		if err := w.sendHeads(ctx); err != nil {
+			return err
+		}
 	}
 }
 
@@ -100,6 +103,7 @@ type deviceWatch struct {
 	device registry.Device
 	out    *connect.ServerStream[controlv1.DevicePush]
 	given  *given
+	heads  *heads
 }
 
 func (w *deviceWatch) push(fill func(p *controlv1.DevicePush)) error {
@@ -137,6 +141,15 @@ func (w *deviceWatch) send(ctx context.Context, m push.Mark) error {
 	return w.push(func(p *controlv1.DevicePush) {
 		p.News = &controlv1.DevicePush_Denials{Denials: &controlv1.Denials{Forget: true}}
 	})
+}
+
+// sendHeads tells what is to be remembered of the audit, when it is time.
+func (w *deviceWatch) sendHeads(ctx context.Context) error {
+	h := w.dueHeads(ctx, w.heads)
+	if h == nil {
+		return nil
+	}
+	return w.push(func(p *controlv1.DevicePush) { p.News = &controlv1.DevicePush_Audit{Audit: h} })
 }
 
 func (w *deviceWatch) sendSession(ctx context.Context) error {

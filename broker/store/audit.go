@@ -219,11 +219,52 @@ func (s *Store) AddAuditSegment(ctx context.Context, g audit.Segment) error {
 	})
 }
 
-// DropAudit deletes the rows of writer up to through and marks their segments.
+const connectorHeadColumns = `writer, first_seq, last_seq, signed, received_at`
+
+// ConnectorHeads returns up to limit signed heads of writer that end after record after, in
+// order.
+func (s *Store) ConnectorHeads(ctx context.Context, writer string, after uint64, limit int) ([]audit.ConnectorHead, error) {
+	list, err := scanRows(ctx, s.read(ctx), scanConnectorHead, `SELECT `+connectorHeadColumns+` FROM audit_connector_heads
+		WHERE writer = $1 AND last_seq > $2 ORDER BY last_seq LIMIT $3`, writer, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list signed heads of %s: %w", writer, err)
+	}
+	return list, nil
+}
+
+func scanConnectorHead(row scanner) (h audit.ConnectorHead, err error) {
+	var at int64
+	var signed string
+	if err := row.Scan(&h.Writer, &h.First, &h.Last, &signed, &at); err != nil {
+		return audit.ConnectorHead{}, err
+	}
+	h.At = fromMilli(at)
+	h.Signed, err = base64.StdEncoding.DecodeString(signed)
+	return h, err
+}
+
+// AddConnectorHead stores a signed head unless one ends at the same record.
+func (s *Store) AddConnectorHead(ctx context.Context, h audit.ConnectorHead) error {
+	return s.write(ctx, func(tx *Tx) error {
+		_, err := tx.exec(ctx, `INSERT INTO audit_connector_heads (`+connectorHeadColumns+`) VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (writer, last_seq) DO NOTHING`, h.Writer, h.First, h.Last,
+			base64.StdEncoding.EncodeToString(h.Signed), unixMilli(h.At))
+		if err != nil {
+			return fmt.Errorf("write signed head of %s: %w", h.Writer, err)
+		}
+		return nil
+	})
+}
+
+// DropAudit deletes the rows of writer up to through and marks their segments. Of the signed
+// heads the one that ends at through stays: the hash at its end is still known.
 func (s *Store) DropAudit(ctx context.Context, writer string, through uint64) (rows int64, err error) {
 	err = s.write(ctx, func(tx *Tx) error {
 		rows, err = tx.exec(ctx, `DELETE FROM audit_records WHERE writer = $1 AND seq <= $2`, writer, through)
 		if err != nil {
+			return err
+		}
+		if _, err = tx.exec(ctx, `DELETE FROM audit_connector_heads WHERE writer = $1 AND last_seq < $2`, writer, through); err != nil {
 			return err
 		}
 		_, err = tx.exec(ctx, `UPDATE audit_segments SET dropped = TRUE WHERE writer = $1 AND last_seq <= $2`, writer, through)

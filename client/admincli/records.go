@@ -82,11 +82,28 @@ func (*auditVerifyCmd) Run(ctx context.Context, c *Conn) error {
 		if v.Ok {
 			fmt.Fprintf(w, "The audit is whole: %s of %s.\n", count(int(v.Records), "record"), count(len(v.Writers), "writer"))
 		}
+		for _, c := range v.Chains {
+			if c.Connector {
+				fmt.Fprintf(w, "%s: %s\n", clean(c.Writer), ownSignature(c))
+			}
+		}
 	})
 	if err == nil && !v.Ok {
 		err = fmt.Errorf("the audit does not verify: %s", clean(v.Problem))
 	}
 	return err
+}
+
+// ownSignature says what a connector vouches for itself, and by which key.
+func ownSignature(c *adminv1.ChainState) string {
+	if c.OwnKey == "" {
+		return "unsigned: only the broker vouches for its records"
+	}
+	text := fmt.Sprintf("signed to record %d with its key %s", c.OwnSigned, clean(c.OwnKey))
+	if c.Last > c.OwnSigned {
+		text += fmt.Sprintf("; UNSIGNED: the last %d", c.Last-c.OwnSigned)
+	}
+	return text
 }
 
 type auditExportCmd struct {

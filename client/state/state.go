@@ -7,6 +7,7 @@
 //	STATE/broker.json    Membership
 //	STATE/pins.json      identity keys of connectors, by first use (decisions rule 2)
 //	STATE/host.json      Host
+//	STATE/audit.json     what is remembered of the broker's audit (proto/chain.Memory)
 //
 // Tokens are never stored: a session lives at the broker and is bound to the device key.
 // A Store is used by one process at a time, which the local socket ensures; its methods
@@ -25,6 +26,7 @@ import (
 	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/platform/keystore"
 	"github.com/postern-zt/postern/platform/paths"
+	"github.com/postern-zt/postern/proto/chain"
 	"github.com/postern-zt/postern/proto/ids"
 )
 
@@ -32,6 +34,7 @@ const (
 	membershipFile = "broker.json"
 	pinsFile       = "pins.json"
 	hostFile       = "host.json"
+	auditFile      = "audit.json"
 	maxFile        = 1 << 20
 	// maxPins bounds the connectors that are remembered.
 	maxPins = 4096
@@ -115,6 +118,19 @@ func (s *Store) Host() (Host, error) {
 // SaveHost replaces what the daemon wants.
 func (s *Store) SaveHost(h Host) error { return s.write(hostFile, h) }
 
+// LoadAudit returns what is remembered of the broker's audit.
+func (s *Store) LoadAudit() (chain.Memory, error) {
+	var m chain.Memory
+	err := s.read(auditFile, &m)
+	if errors.Is(err, os.ErrNotExist) {
+		return chain.Memory{}, nil
+	}
+	return m, err
+}
+
+// SaveAudit replaces it.
+func (s *Store) SaveAudit(m chain.Memory) error { return s.write(auditFile, m) }
+
 // CheckConnector pins the identity key of a connector at first use and compares it at
 // every later one. An unreadable list of pins refuses.
 func (s *Store) CheckConnector(id ids.ConnectorID, key ids.KeyID) error {
@@ -143,7 +159,7 @@ func (s *Store) CheckConnector(id ids.ConnectorID, key ids.KeyID) error {
 // device.
 func (s *Store) Forget() error {
 	var errs []error
-	for _, f := range []string{membershipFile, pinsFile, hostFile} {
+	for _, f := range []string{membershipFile, pinsFile, hostFile, auditFile} {
 		if err := os.Remove(filepath.Join(s.dir, f)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

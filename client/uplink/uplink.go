@@ -54,11 +54,13 @@ type Watcher interface {
 	Watch(ctx context.Context, req *connect.Request[controlv1.WatchRequest]) (*connect.ServerStreamForClient[controlv1.DevicePush], error)
 }
 
-// Config is what an Uplink needs; all fields are required.
+// Config is what an Uplink needs; all fields but Witness are required.
 type Config struct {
 	Client  Watcher
 	Version string
 	Sink    Sink
+	// Witness remembers the broker's audit; nil is nobody.
+	Witness *control.Witness
 	Log     *slog.Logger
 }
 
@@ -130,7 +132,9 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 	defer cancel(nil)
 	idle := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer idle.Stop()
-	stream, err := u.cfg.Client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{Version: u.cfg.Version}))
+	stream, err := u.cfg.Client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{
+		Version: u.cfg.Version, Remembered: u.cfg.Witness.Asked(),
+	}))
 	if err != nil {
 		return 0, err
 	}
@@ -147,7 +151,7 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 		if r := msg.GetReconnect(); r != nil {
 			return reconnectIn(r), errors.New("the broker asked to reconnect")
 		}
-		u.take(msg)
+		u.take(ctx, msg)
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		return 0, cause
@@ -156,7 +160,7 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 }
 
 // take hands one push on; news of a later version is ignored.
-func (u *Uplink) take(msg *controlv1.DevicePush) {
+func (u *Uplink) take(ctx context.Context, msg *controlv1.DevicePush) {
 	switch n := msg.News.(type) {
 	case *controlv1.DevicePush_Catalog:
 		u.cfg.Sink.Catalog(n.Catalog)
@@ -164,6 +168,8 @@ func (u *Uplink) take(msg *controlv1.DevicePush) {
 		u.cfg.Sink.Session(n.Session)
 	case *controlv1.DevicePush_Ended:
 		u.cfg.Sink.Ended(n.Ended)
+	case *controlv1.DevicePush_Audit:
+		u.cfg.Witness.Take(ctx, n.Audit)
 	case *controlv1.DevicePush_Denials:
 		if n.Denials.GetForget() {
 			u.cfg.Sink.ForgetDenials()

@@ -5,6 +5,7 @@
 //	STATE/identity.key   the identity key (platform/keystore)
 //	STATE/broker.json    Membership
 //	STATE/mark.json      what the guard has applied (connector/guard.Mark)
+//	STATE/audit.json     what is remembered of the broker's audit (proto/chain.Memory)
 //	STATE/flows          its flow records (connector/flowlog); after a leave STATE/flows-ID
 //
 // A Store is used by one process at a time, which the state directory's lock ensures.
@@ -26,6 +27,7 @@ import (
 	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/platform/keystore"
 	"github.com/postern-zt/postern/platform/paths"
+	"github.com/postern-zt/postern/proto/chain"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
 	"github.com/postern-zt/postern/proto/ids"
@@ -40,6 +42,7 @@ var ErrOtherBroker = errors.New("this connector belongs to another broker")
 const (
 	membershipFile = "broker.json"
 	markFile       = "mark.json"
+	auditFile      = "audit.json"
 	flowsDir       = "flows"
 	maxFile        = 1 << 20
 )
@@ -117,11 +120,24 @@ func (s *Store) LoadMark() (guard.Mark, error) {
 // SaveMark makes the mark durable.
 func (s *Store) SaveMark(m guard.Mark) error { return s.write(markFile, m) }
 
+// LoadAudit returns what is remembered of the broker's audit.
+func (s *Store) LoadAudit() (chain.Memory, error) {
+	var m chain.Memory
+	err := s.read(auditFile, &m)
+	if errors.Is(err, os.ErrNotExist) {
+		return chain.Memory{}, nil
+	}
+	return m, err
+}
+
+// SaveAudit replaces it.
+func (s *Store) SaveAudit(m chain.Memory) error { return s.write(auditFile, m) }
+
 // Forget removes the membership and the identity key and sets the flow records aside: the
 // next join is a new connector.
 func (s *Store) Forget() error {
 	var errs []error
-	for _, f := range []string{membershipFile, markFile} {
+	for _, f := range []string{membershipFile, markFile, auditFile} {
 		if err := os.Remove(filepath.Join(s.dir, f)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -30,7 +30,7 @@ func TestSetAside(t *testing.T) {
 			t.Errorf("%s holds %q", want, names)
 		}
 	}
-	l, err := flowlog.Open(dir, ids.New[ids.ConnectorID](), nil)
+	l, err := flowlog.Open(dir, ids.New[ids.ConnectorID](), identity(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

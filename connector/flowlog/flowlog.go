@@ -2,7 +2,9 @@
 // written before the app is dialled, synced at most 100 ms later, shipped to the broker
 // and deleted when the broker has it (decisions rule 31). A flow whose record cannot be
 // written is not opened; a close is never lost: after a crash each open without a close
-// gets a synthetic one, marked inexact.
+// gets a synthetic one, marked inexact. Each shipment carries a head that is signed with the
+// identity key, which may be slow: one signature for up to 500 records, never on the way of a
+// flow that opens (rule 35).
 //
 //	STATE/flows/head.json        what the broker has: the head there, and flows open then
 //	STATE/flows/0000000001.jsonl segments, named by the sequence of their first record
@@ -13,6 +15,7 @@ package flowlog
 import (
 	"bufio"
 	"bytes"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,17 +41,25 @@ const (
 	maxUnshipped = 1 << 21
 )
 
-// ErrFull says that too many records wait for the broker.
-var ErrFull = errors.New("too many flow records wait for the broker")
+// Errors for errors.Is.
+var (
+	// ErrFull says that too many records wait for the broker.
+	ErrFull = errors.New("too many flow records wait for the broker")
+	// ErrRefused is what a Shipper returns when the broker does not take these records.
+	ErrRefused = errors.New("the broker refuses the flow records")
+	// ErrSign says that the records could not be signed, so they were not shipped.
+	ErrSign = errors.New("flow records not signed")
+)
 
 // Log is the chain of one connector.
 type Log struct {
 	dir string
+	key crypto.Signer
 	now func() time.Time
 
 	mu       sync.Mutex // guards all below
 	head     chain.Head
-	shipped  chain.Head
+	shipped  place
 	segments []segment
 	file     *os.File
 	dirty    bool
@@ -65,6 +76,13 @@ type shippedState struct {
 	Open map[string]chain.Record `json:"open,omitempty"`
 }
 
+// place is a record and where it ends; without a path the file is to be searched for it.
+type place struct {
+	chain.Head
+	path   string
+	offset int64
+}
+
 // segment is one file.
 type segment struct {
 	first, last uint64
@@ -72,15 +90,19 @@ type segment struct {
 }
 
 // Open reads the chain in dir, cuts a half-written last line, and closes the flows that a
-// crash left open with inexact records.
-func Open(dir string, self ids.ConnectorID, now func() time.Time) (*Log, error) {
+// crash left open with inexact records. key is the identity key of self; it signs what is
+// shipped.
+func Open(dir string, self ids.ConnectorID, key crypto.Signer, now func() time.Time) (*Log, error) {
+	if key == nil {
+		return nil, fmt.Errorf("%w: no identity key", ErrSign)
+	}
 	if now == nil {
 		now = time.Now
 	}
 	if err := paths.PrivateDir(dir); err != nil {
 		return nil, err
 	}
-	l := &Log{dir: dir, now: now, opens: make(map[string]chain.Record)}
+	l := &Log{dir: dir, key: key, now: now, opens: make(map[string]chain.Record)}
 	if err := l.loadHead(self); err != nil {
 		return nil, err
 	}
@@ -91,7 +113,7 @@ func Open(dir string, self ids.ConnectorID, now func() time.Time) (*Log, error) 
 }
 
 func (l *Log) loadHead(self ids.ConnectorID) error {
-	l.shipped = chain.Head{Writer: string(self)}
+	l.shipped = place{Head: chain.Head{Writer: string(self)}}
 	b, err := os.ReadFile(filepath.Join(l.dir, headFile))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -102,13 +124,13 @@ func (l *Log) loadHead(self ids.ConnectorID) error {
 		if err := json.Unmarshal(b, &st); err != nil {
 			return fmt.Errorf("flow log head: %w", err)
 		}
-		l.shipped = st.Head
+		l.shipped = place{Head: st.Head}
 		maps.Copy(l.opens, st.Open)
 		if l.shipped.Writer != string(self) {
 			return fmt.Errorf("flow log in %s belongs to %s", l.dir, l.shipped.Writer)
 		}
 	}
-	l.head = l.shipped
+	l.head = l.shipped.Head
 	return nil
 }
 
@@ -303,11 +325,18 @@ func (l *Log) Close() error {
 	return err
 }
 
-// Head returns the end of the chain, Waiting how many records the broker lacks.
+// Head returns the end of the chain.
 func (l *Log) Head() chain.Head {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.head
+}
+
+// Shipped returns the end of what the broker has acknowledged: it must have that for ever.
+func (l *Log) Shipped() chain.Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.shipped.Head
 }
 
 // Waiting returns how many records the broker has not acknowledged.

@@ -2,11 +2,17 @@ package flowlog_test
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,17 +23,47 @@ import (
 
 var self = ids.ConnectorID("con_" + strings.Repeat("1", 26))
 
+// identity is an identity key, made once.
+var identity = sync.OnceValue(func() *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return key
+})
+
+func keyID(key crypto.Signer) ids.KeyID {
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		panic(err)
+	}
+	return ids.KeyIDOf(spki)
+}
+
 // receiver is the broker's side: it verifies the chain and remembers what it has.
 type receiver struct {
 	t     *testing.T
 	head  chain.Head
 	kinds []string
 	fail  error
+	// take is how many records of a batch it stores, 0 for all.
+	take    int
+	batches int
 }
 
-func (r *receiver) ship(_ context.Context, lines [][]byte) (uint64, error) {
+func (r *receiver) ship(_ context.Context, b flowlog.Batch) (uint64, error) {
 	if r.fail != nil {
 		return 0, r.fail
+	}
+	r.batches++
+	h, err := chain.OpenSignedHead(keyID(identity()), b.SignedHead)
+	if err != nil || h.Connector != self || h.First != r.head.Seq+1 || h.Count != uint64(len(b.Records)) ||
+		h.Hash != chain.HashLine(b.Records[len(b.Records)-1]) || h.Last != h.First+h.Count-1 {
+		r.t.Fatalf("%d records after %d are signed as %+v, %v", len(b.Records), r.head.Seq, h, err)
+	}
+	lines := b.Records
+	if r.take > 0 {
+		lines = lines[:min(r.take, len(lines))]
 	}
 	for _, line := range lines {
 		rec, err := chain.ParseLine(line)
@@ -40,9 +76,9 @@ func (r *receiver) ship(_ context.Context, lines [][]byte) (uint64, error) {
 	return r.head.Seq, nil
 }
 
-func open(t *testing.T, dir string) *flowlog.Log {
+func open(t testing.TB, dir string) *flowlog.Log {
 	t.Helper()
-	l, err := flowlog.Open(dir, self, nil)
+	l, err := flowlog.Open(dir, self, identity(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +86,7 @@ func open(t *testing.T, dir string) *flowlog.Log {
 	return l
 }
 
-func record(t *testing.T, l *flowlog.Log, kind chain.Kind, flow string) {
+func record(t testing.TB, l *flowlog.Log, kind chain.Kind, flow string) {
 	t.Helper()
 	if err := l.Append(chain.Event{Kind: kind, Details: map[string]string{"flow": flow}}); err != nil {
 		t.Fatal(err)
@@ -148,10 +184,10 @@ func TestOpenRefusesATamperedChain(t *testing.T) {
 	files, _ := filepath.Glob(filepath.Join(dir, "*.jsonl"))
 	b, _ := os.ReadFile(files[0])
 	os.WriteFile(files[0], []byte(strings.Replace(string(b), `"flow":"a"`, `"flow":"x"`, 1)), 0o600)
-	if _, err := flowlog.Open(dir, self, nil); err == nil {
+	if _, err := flowlog.Open(dir, self, identity(), nil); err == nil {
 		t.Error("a changed record was not noticed")
 	}
-	if _, err := flowlog.Open(t.TempDir(), self, nil); err != nil {
+	if _, err := flowlog.Open(t.TempDir(), self, identity(), nil); err != nil {
 		t.Error(err)
 	}
 }
@@ -166,7 +202,7 @@ func TestBrokerAwayKeepsRecords(t *testing.T) {
 	if err := l.Ship(t.Context(), r.ship); err != nil || l.Waiting() != 0 {
 		t.Errorf("Ship = %v, %d wait", err, l.Waiting())
 	}
-	liar := func(context.Context, [][]byte) (uint64, error) { return 99, nil }
+	liar := func(context.Context, flowlog.Batch) (uint64, error) { return 99, nil }
 	record(t, l, chain.FlowClosed, "a")
 	if err := l.Ship(t.Context(), liar); err == nil || l.Waiting() != 1 {
 		t.Error("an acknowledgement of records that were never sent was believed")
@@ -175,14 +211,14 @@ func TestBrokerAwayKeepsRecords(t *testing.T) {
 
 func TestClockGoesIntoRecords(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	l, err := flowlog.Open(t.TempDir(), self, func() time.Time { return at })
+	l, err := flowlog.Open(t.TempDir(), self, identity(), func() time.Time { return at })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	record(t, l, chain.Started, "")
-	_ = l.Ship(t.Context(), func(_ context.Context, lines [][]byte) (uint64, error) {
-		if rec, err := chain.ParseLine(lines[0]); err != nil || !rec.Time().Equal(at) {
+	_ = l.Ship(t.Context(), func(_ context.Context, b flowlog.Batch) (uint64, error) {
+		if rec, err := chain.ParseLine(b.Records[0]); err != nil || !rec.Time().Equal(at) {
 			t.Errorf("record of %v, %v", rec.Time(), err)
 		}
 		return 1, nil

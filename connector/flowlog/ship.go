@@ -15,6 +15,7 @@ import (
 
 	"github.com/postern-zt/postern/platform/paths"
 	"github.com/postern-zt/postern/proto/chain"
+	"github.com/postern-zt/postern/proto/ids"
 )
 
 const (
@@ -23,11 +24,21 @@ const (
 	shipBatch = 500
 	// shipBackoff is the pause after the broker was not reached.
 	shipBackoff = 5 * time.Second
+	// refusedBackoff is the pause after something that does not pass by itself.
+	refusedBackoff = time.Minute
 )
 
-// Shipper delivers lines in order and returns the sequence up to which the broker has
-// them durably.
-type Shipper func(ctx context.Context, lines [][]byte) (through uint64, err error)
+// Batch is one shipment.
+type Batch struct {
+	// Records are lines in order.
+	Records [][]byte
+	// SignedHead is a sealed chain.SignedHead over exactly these.
+	SignedHead []byte
+}
+
+// Shipper delivers a batch and returns the sequence up to which the broker has the records
+// durably. An error that is ErrRefused is the broker's judgement of them.
+type Shipper func(ctx context.Context, b Batch) (through uint64, err error)
 
 // Run syncs and ships until ctx ends, then syncs once more.
 func (l *Log) Run(ctx context.Context, ship Shipper, log *slog.Logger) error {
@@ -48,90 +59,145 @@ func (l *Log) Run(ctx context.Context, ship Shipper, log *slog.Logger) error {
 		}
 		next = time.Now().Add(shipEvery)
 		if err := l.Ship(ctx, ship); err != nil && ctx.Err() == nil {
-			log.DebugContext(ctx, "flow records wait", "error", err)
-			next = time.Now().Add(shipBackoff)
+			next = time.Now().Add(notShipped(ctx, log, err))
 		}
 	}
+}
+
+// notShipped logs why records wait and returns for how long to leave it.
+func notShipped(ctx context.Context, log *slog.Logger, err error) time.Duration {
+	if errors.Is(err, ErrRefused) || errors.Is(err, ErrSign) {
+		log.ErrorContext(ctx, "flow records are not delivered", "error", err)
+		return refusedBackoff
+	}
+	log.DebugContext(ctx, "flow records wait", "error", err)
+	return shipBackoff
 }
 
 // Ship delivers what waits, batch by batch.
 func (l *Log) Ship(ctx context.Context, ship Shipper) error {
 	for l.Waiting() > 0 {
-		lines, heads, err := l.batch()
+		lines, ends, err := l.batch()
 		if err != nil || len(lines) == 0 {
 			return err
 		}
-		through, err := ship(ctx, lines)
+		first, last := ends[0].Seq, ends[len(ends)-1]
+		signed, err := l.sign(first, last.Head)
 		if err != nil {
 			return err
 		}
-		i := int(through) - int(heads[0].Seq)
-		if through < heads[0].Seq || i >= len(heads) {
-			return fmt.Errorf("the broker acknowledged record %d of %d to %d", through, heads[0].Seq, heads[len(heads)-1].Seq)
+		through, err := ship(ctx, Batch{Records: lines, SignedHead: signed})
+		if err != nil {
+			return err
 		}
-		if err := l.acknowledge(heads[i]); err != nil {
+		if through < first || through > last.Seq {
+			return fmt.Errorf("the broker acknowledged record %d of %d to %d", through, first, last.Seq)
+		}
+		if err := l.acknowledge(ends[through-first]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// batch reads the next records behind those that were shipped.
-func (l *Log) batch() (lines [][]byte, heads []chain.Head, err error) {
+// sign makes the signed head of the records first to last.
+func (l *Log) sign(first uint64, last chain.Head) ([]byte, error) {
+	h := chain.SignedHead{
+		Connector: ids.ConnectorID(last.Writer), First: first, Last: last.Seq, Count: last.Seq - first + 1,
+		Hash: last.Hash, At: l.now(),
+	}
+	signed, err := h.Seal(l.key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSign, err)
+	}
+	return signed, nil
+}
+
+// batch reads the next records behind those that were shipped, and where each ends.
+func (l *Log) batch() (lines [][]byte, ends []place, err error) {
 	l.mu.Lock()
-	from, end := l.shipped, l.head.Seq
+	r := batchReader{at: l.shipped, end: l.head}
 	segs := append([]segment(nil), l.segments...)
 	l.mu.Unlock()
 	for _, s := range segs {
-		if s.last <= from.Seq {
+		if s.last <= r.at.Seq || r.full() {
 			continue
 		}
-		if err := readSegment(s.path, func(seq uint64, line []byte) bool {
-			if seq > from.Seq && seq <= end {
-				lines = append(lines, bytes.Clone(line))
-				heads = append(heads, chain.Head{Writer: from.Writer, Seq: seq, Hash: chain.HashLine(line)})
-			}
-			return len(lines) < shipBatch
-		}); err != nil {
-			return nil, nil, err
-		}
-		if len(lines) >= shipBatch {
-			break
+		if err := r.segment(s.path); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", s.path, err)
 		}
 	}
-	return lines, heads, nil
+	return r.lines, r.ends, nil
 }
 
-func readSegment(path string, each func(seq uint64, line []byte) bool) error {
+// batchReader reads on from one record. It follows the chain: what is signed must be what was
+// written.
+type batchReader struct {
+	at    place
+	end   chain.Head // of the whole chain, from memory
+	lines [][]byte
+	ends  []place
+}
+
+func (r *batchReader) full() bool { return len(r.lines) >= shipBatch || r.at.Seq >= r.end.Seq }
+
+// segment reads one file from the place that is known in it, else from its beginning.
+func (r *batchReader) segment(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	r := bufio.NewReaderSize(f, chain.MaxLine+1)
-	for {
-		line, err := r.ReadSlice('\n')
+	offset := int64(0)
+	if r.at.path == path {
+		offset = r.at.offset
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		return err
+	}
+	in := bufio.NewReaderSize(f, chain.MaxLine+1)
+	for !r.full() {
+		line, err := in.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
 			return nil // the writer may be in the middle of the next line
 		}
 		if err != nil {
 			return err
 		}
-		line = bytes.TrimSuffix(line, []byte("\n"))
-		rec, err := chain.ParseLine(line)
-		if err != nil {
+		offset += int64(len(line))
+		if err := r.line(bytes.TrimSuffix(line, []byte("\n")), path, offset); err != nil {
 			return err
 		}
-		if !each(rec.Seq, line) {
-			return nil
-		}
 	}
+	return nil
+}
+
+// line takes one record, which ends at offset; those before the place are skipped.
+func (r *batchReader) line(line []byte, path string, offset int64) error {
+	var rec struct { // Open and Append have looked at the rest
+		Seq  uint64     `json:"seq"`
+		Prev chain.Hash `json:"prev"`
+	}
+	if err := json.Unmarshal(line, &rec); err != nil {
+		return fmt.Errorf("%w: %w", chain.ErrMalformed, err)
+	}
+	if rec.Seq <= r.at.Seq {
+		return nil
+	}
+	next := chain.Head{Writer: r.at.Writer, Seq: rec.Seq, Hash: chain.HashLine(line)}
+	if rec.Seq != r.at.Seq+1 || rec.Prev != r.at.Hash || rec.Seq == r.end.Seq && next.Hash != r.end.Hash {
+		return fmt.Errorf("%w: record %d was changed on disk", ErrSign, rec.Seq)
+	}
+	r.at = place{Head: next, path: path, offset: offset}
+	r.lines = append(r.lines, bytes.Clone(line))
+	r.ends = append(r.ends, r.at)
+	return nil
 }
 
 // acknowledge remembers what the broker has and deletes the files behind it.
-func (l *Log) acknowledge(h chain.Head) error {
+func (l *Log) acknowledge(h place) error {
 	l.mu.Lock()
-	b, err := json.Marshal(shippedState{Head: h, Open: l.opens})
+	b, err := json.Marshal(shippedState{Head: h.Head, Open: l.opens})
 	l.mu.Unlock()
 	if err != nil {
 		return err

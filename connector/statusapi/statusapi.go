@@ -58,8 +58,10 @@ type Status struct {
 	Started time.Time `json:"started"`
 	Broker  string    `json:"broker"`
 	ID      string    `json:"id"`
-	Site    string    `json:"site"`
-	Uplink  Uplink    `json:"uplink"`
+	// Key names the identity key, which signs the flow records.
+	Key    string `json:"key"`
+	Site   string `json:"site"`
+	Uplink Uplink `json:"uplink"`
 	// Live says whether the broker's news is fresh: without it no new flow opens.
 	Live   bool    `json:"live"`
 	Relays []Relay `json:"relays"`
@@ -70,6 +72,10 @@ type Status struct {
 	ClockOffsetMS int64 `json:"clock_offset_ms"`
 	// CertificateEnds is when the certificate must have been renewed.
 	CertificateEnds time.Time `json:"certificate_ends"`
+	// AuditHeads are what this connector remembers of the broker's audit and what it shipped to
+	// it, AuditProblem says what is gone of the broker's own.
+	AuditHeads   []string `json:"audit_heads,omitempty"`
+	AuditProblem string   `json:"audit_problem,omitempty"`
 }
 
 // Uplink is the control stream.

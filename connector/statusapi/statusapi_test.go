@@ -60,7 +60,7 @@ func start(t *testing.T, socket string, st Status) {
 func TestRoundTrip(t *testing.T) {
 	socket := socketPath(t)
 	want := Status{
-		Version: "1", PID: 7, Started: time.Unix(1_700_000_000, 0).UTC(), ID: "con_1", Live: true, Grants: 2, Flows: 3,
+		Version: "1", PID: 7, Started: time.Unix(1_700_000_000, 0).UTC(), ID: "con_1", Key: "3f1c", Live: true, Grants: 2, Flows: 3,
 		Uplink: Uplink{Problem: "away"}, Relays: []Relay{{ID: "rly_1", Transport: "udp", Up: true}},
 		Apps: []App{{ID: "app_1", Name: "wiki", Targets: []Target{{"tcp", "10.0.0.5:80"}}, State: "ok"}}, ClockOffsetMS: -5,
 	}

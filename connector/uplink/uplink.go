@@ -20,6 +20,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/postern-zt/postern/connector/flowlog"
 	"github.com/postern-zt/postern/connector/guard"
 	"github.com/postern-zt/postern/netstack/control"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
@@ -70,13 +71,15 @@ type Sink interface {
 	Holds() guard.Mark
 }
 
-// Config is what an Uplink needs; all fields but Now are required.
+// Config is what an Uplink needs; all fields but Witness and Now are required.
 type Config struct {
 	HTTP    *http.Client
 	Broker  control.Broker
 	CA      *x509.Certificate
 	Version string
 	Sink    Sink
+	// Witness remembers the broker's audit; nil is nobody.
+	Witness *control.Witness
 	// Now is time.Now when nil.
 	Now func() time.Time
 	Log *slog.Logger
@@ -118,9 +121,12 @@ func (u *Uplink) State() State { return *u.state.Load() }
 func (u *Uplink) Client() controlv1connect.ConnectorServiceClient { return u.client }
 
 // Shipper delivers flow records over c.
-func Shipper(c controlv1connect.ConnectorServiceClient) func(ctx context.Context, lines [][]byte) (uint64, error) {
-	return func(ctx context.Context, lines [][]byte) (uint64, error) {
-		resp, err := c.Ship(ctx, connect.NewRequest(&controlv1.ShipRequest{Records: lines}))
+func Shipper(c controlv1connect.ConnectorServiceClient) flowlog.Shipper {
+	return func(ctx context.Context, b flowlog.Batch) (uint64, error) {
+		resp, err := c.Ship(ctx, connect.NewRequest(&controlv1.ShipRequest{Records: b.Records, SignedHead: b.SignedHead}))
+		if connect.CodeOf(err) == connect.CodeInvalidArgument && connect.IsWireError(err) {
+			return 0, fmt.Errorf("%w: %w", flowlog.ErrRefused, err)
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -176,6 +182,7 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 	held := u.cfg.Sink.Holds()
 	stream, err := u.client.Watch(ctx, connect.NewRequest(&controlv1.WatchRequest{
 		Version: u.cfg.Version, Epoch: held.Epoch, Sequence: held.Sequence, Revoked: held.Revoked,
+		Remembered: u.cfg.Witness.Asked(),
 	}))
 	if err != nil {
 		return 0, err
@@ -240,6 +247,8 @@ func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
 		u.acknowledge(ctx)
 	case *controlv1.ConnectorPush_Relays:
 		u.cfg.Sink.Relays(n.Relays.GetRelays())
+	case *controlv1.ConnectorPush_Audit:
+		u.cfg.Witness.Take(ctx, n.Audit)
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/postern-zt/postern/proto/ids"
@@ -132,6 +134,23 @@ type Head struct {
 	Writer string `json:"writer"`
 	Seq    uint64 `json:"seq"`
 	Hash   Hash   `json:"hash"`
+}
+
+// String is how a person passes a head on; ParseHead reads it.
+func (h Head) String() string { return fmt.Sprintf("%s:%d:%s", h.Writer, h.Seq, h.Hash) }
+
+// ParseHead reads WRITER:NUMBER:HASH.
+func ParseHead(text string) (Head, error) {
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 || parts[0] == "" || len(parts[0]) > maxField {
+		return Head{}, fmt.Errorf("%w: want WRITER:NUMBER:HASH", ErrMalformed)
+	}
+	seq, err := strconv.ParseUint(parts[1], 10, 62)
+	if err != nil || seq == 0 {
+		return Head{}, fmt.Errorf("%w: number of a record", ErrMalformed)
+	}
+	h := Head{Writer: parts[0], Seq: seq}
+	return h, h.Hash.UnmarshalText([]byte(parts[2]))
 }
 
 // Next returns the record that follows h, with its line and the head behind it.

@@ -5,6 +5,8 @@
 //
 //	envelope = version(1)=1 | key id(8) | signature(64) | payload
 //	signed   = "postern " domain 0x00 | key id(8) | payload
+//
+// What a machine signs with its identity key has an envelope of its own, see SealIdentity.
 package seal
 
 import (
@@ -27,6 +29,7 @@ const (
 	Revocation Domain = "revocation/1"
 	Segment    Domain = "audit-segment/1"
 	Endorse    Domain = "endorsement/1"
+	ChainHead  Domain = "chain-head/1" // an identity envelope
 )
 
 const (

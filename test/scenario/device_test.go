@@ -17,6 +17,7 @@ import (
 	"github.com/postern-zt/postern/client/uplink"
 	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/netstack/peer"
+	"github.com/postern-zt/postern/proto/chain"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
 )
@@ -34,6 +35,8 @@ type device struct {
 	id      string
 	tunnels map[string]*tunnel
 	news    *news
+	// witness remembers the broker's audit; nil before watch.
+	witness *control.Witness
 }
 
 // device enrols a device of a user, reports the basic facts and follows the broker's news.
@@ -166,7 +169,9 @@ func (d *device) why(query string) *controlv1.WhyResponse {
 // itself after a restart of the broker.
 func (d *device) watch() {
 	d.w.t.Helper()
-	u := uplink.New(uplink.Config{Client: d.api, Version: version, Sink: d.news, Log: d.w.log.With("role", d.name)})
+	log := d.w.log.With("role", d.name)
+	d.witness = control.NewWitness(func() (chain.Memory, error) { return chain.Memory{}, nil }, func(chain.Memory) error { return nil }, log)
+	u := uplink.New(uplink.Config{Client: d.api, Version: version, Sink: d.news, Witness: d.witness, Log: log})
 	start(d.w.t, d.name, u.Run)
 	d.news.await(d.w.t, "the first catalog", func(n *news) bool { return n.catalog != nil })
 }

@@ -75,7 +75,7 @@ func leave(e *env, c controlv1connect.ConnectorServiceClient) error {
 // shipLast delivers what waits while the broker still takes it. What it does not take stays
 // on this machine, for no later identity may ship it.
 func shipLast(e *env, store *enroll.Store, m enroll.Membership, c controlv1connect.ConnectorServiceClient) {
-	log, err := flowlog.Open(store.Flows(), m.Connector, nil)
+	log, err := flowlog.Open(store.Flows(), m.Connector, store.Key(), nil)
 	if err != nil {
 		e.log.Warn("flow records not delivered", "error", err)
 		return

@@ -105,7 +105,7 @@ func join(t *testing.T, e *env, r *runCmd) (*enroll.Store, enroll.Membership) {
 // recorded leaves one record that waits for the broker.
 func recorded(t *testing.T, s *enroll.Store, m enroll.Membership) {
 	t.Helper()
-	l, err := flowlog.Open(s.Flows(), m.Connector, nil)
+	l, err := flowlog.Open(s.Flows(), m.Connector, s.Key(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestLeave(t *testing.T) {
 			}
 			b.refuse = nil
 			s, again := join(t, e, r)
-			l, err := flowlog.Open(s.Flows(), again.Connector, nil)
+			l, err := flowlog.Open(s.Flows(), again.Connector, s.Key(), nil)
 			if err != nil || again.Connector == m.Connector || l.Waiting() != 0 {
 				t.Fatalf("after the new join as %s: %v", again.Connector, err)
 			}

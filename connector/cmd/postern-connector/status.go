@@ -78,6 +78,7 @@ func text(st statusapi.Status, now time.Time) string {
 		fmt.Fprintf(&b, "%-10s "+format+"\n", append([]any{name}, args...)...)
 	}
 	line("process", "%s, pid %d, version %s, for %s", st.ID, st.PID, st.Version, age(now, st.Started))
+	line("key", "%s", st.Key)
 	line("broker", "%s, site %s", st.Broker, st.Site)
 	if st.Uplink.Connected {
 		line("uplink", "connected for %s", age(now, st.Uplink.Since))
@@ -102,6 +103,9 @@ func text(st statusapi.Status, now time.Time) string {
 	}
 	line("use", "%d grants, %d flows", st.Grants, st.Flows)
 	line("clock", "%s off the broker's", time.Duration(st.ClockOffsetMS)*time.Millisecond)
+	if st.AuditProblem != "" {
+		line("AUDIT", "%s", st.AuditProblem)
+	}
 	line("certificate", "until %s", st.CertificateEnds.UTC().Format(time.DateTime))
 	return b.String()
 }

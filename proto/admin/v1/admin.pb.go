@@ -4244,7 +4244,8 @@ type VerifyResponse struct {
 	Records uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
 	Writers []string               `protobuf:"bytes,3,rep,name=writers,proto3" json:"writers,omitempty"`
 	// problem names the first break: writer, sequence, what does not hold.
-	Problem       string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem       string        `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	Chains        []*ChainState `protobuf:"bytes,5,rep,name=chains,proto3" json:"chains,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4307,6 +4308,111 @@ func (x *VerifyResponse) GetProblem() string {
 	return ""
 }
 
+func (x *VerifyResponse) GetChains() []*ChainState {
+	if x != nil {
+		return x.Chains
+	}
+	return nil
+}
+
+// ChainState is the state of one writer's chain.
+type ChainState struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Writer  string                 `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
+	Records uint64                 `protobuf:"varint,2,opt,name=records,proto3" json:"records,omitempty"`
+	// signed is the last record that a segment of the broker covers.
+	Signed uint64 `protobuf:"varint,3,opt,name=signed,proto3" json:"signed,omitempty"`
+	// connector says that a connector wrote it.
+	Connector bool `protobuf:"varint,4,opt,name=connector,proto3" json:"connector,omitempty"`
+	// own_signed is the last record that the connector's own signature covers, and own_key
+	// the id of its identity key, to compare with `postern-connector status`.
+	OwnSigned uint64 `protobuf:"varint,5,opt,name=own_signed,json=ownSigned,proto3" json:"own_signed,omitempty"`
+	OwnKey    string `protobuf:"bytes,6,opt,name=own_key,json=ownKey,proto3" json:"own_key,omitempty"`
+	// last is the number of the last record.
+	Last          uint64 `protobuf:"varint,7,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChainState) Reset() {
+	*x = ChainState{}
+	mi := &file_admin_v1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChainState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChainState) ProtoMessage() {}
+
+func (x *ChainState) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChainState.ProtoReflect.Descriptor instead.
+func (*ChainState) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ChainState) GetWriter() string {
+	if x != nil {
+		return x.Writer
+	}
+	return ""
+}
+
+func (x *ChainState) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *ChainState) GetSigned() uint64 {
+	if x != nil {
+		return x.Signed
+	}
+	return 0
+}
+
+func (x *ChainState) GetConnector() bool {
+	if x != nil {
+		return x.Connector
+	}
+	return false
+}
+
+func (x *ChainState) GetOwnSigned() uint64 {
+	if x != nil {
+		return x.OwnSigned
+	}
+	return 0
+}
+
+func (x *ChainState) GetOwnKey() string {
+	if x != nil {
+		return x.OwnKey
+	}
+	return ""
+}
+
+func (x *ChainState) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type ExportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	FromMs        int64                  `protobuf:"varint,1,opt,name=from_ms,json=fromMs,proto3" json:"from_ms,omitempty"`
@@ -4316,7 +4422,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[67]
+	mi := &file_admin_v1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4328,7 +4434,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[67]
+	mi := &file_admin_v1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4341,7 +4447,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{67}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ExportRequest) GetFromMs() int64 {
@@ -4360,7 +4466,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[68]
+	mi := &file_admin_v1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4478,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[68]
+	mi := &file_admin_v1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4491,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{68}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ExportResponse) GetLines() []byte {
@@ -4404,7 +4510,7 @@ type DecisionRef struct {
 
 func (x *DecisionRef) Reset() {
 	*x = DecisionRef{}
-	mi := &file_admin_v1_admin_proto_msgTypes[69]
+	mi := &file_admin_v1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4416,7 +4522,7 @@ func (x *DecisionRef) String() string {
 func (*DecisionRef) ProtoMessage() {}
 
 func (x *DecisionRef) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[69]
+	mi := &file_admin_v1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4429,7 +4535,7 @@ func (x *DecisionRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionRef.ProtoReflect.Descriptor instead.
 func (*DecisionRef) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{69}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DecisionRef) GetReceipt() string {
@@ -4460,7 +4566,7 @@ type Connector struct {
 
 func (x *Connector) Reset() {
 	*x = Connector{}
-	mi := &file_admin_v1_admin_proto_msgTypes[70]
+	mi := &file_admin_v1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4472,7 +4578,7 @@ func (x *Connector) String() string {
 func (*Connector) ProtoMessage() {}
 
 func (x *Connector) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[70]
+	mi := &file_admin_v1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4485,7 +4591,7 @@ func (x *Connector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connector.ProtoReflect.Descriptor instead.
 func (*Connector) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{70}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Connector) GetId() string {
@@ -4582,7 +4688,7 @@ type ConnectorRef struct {
 
 func (x *ConnectorRef) Reset() {
 	*x = ConnectorRef{}
-	mi := &file_admin_v1_admin_proto_msgTypes[71]
+	mi := &file_admin_v1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4594,7 +4700,7 @@ func (x *ConnectorRef) String() string {
 func (*ConnectorRef) ProtoMessage() {}
 
 func (x *ConnectorRef) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[71]
+	mi := &file_admin_v1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4607,7 +4713,7 @@ func (x *ConnectorRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectorRef.ProtoReflect.Descriptor instead.
 func (*ConnectorRef) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{71}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ConnectorRef) GetConnector() string {
@@ -4632,7 +4738,7 @@ type ListConnectorsRequest struct {
 
 func (x *ListConnectorsRequest) Reset() {
 	*x = ListConnectorsRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[72]
+	mi := &file_admin_v1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4644,7 +4750,7 @@ func (x *ListConnectorsRequest) String() string {
 func (*ListConnectorsRequest) ProtoMessage() {}
 
 func (x *ListConnectorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[72]
+	mi := &file_admin_v1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4657,7 +4763,7 @@ func (x *ListConnectorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConnectorsRequest.ProtoReflect.Descriptor instead.
 func (*ListConnectorsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{72}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 type ListConnectorsResponse struct {
@@ -4669,7 +4775,7 @@ type ListConnectorsResponse struct {
 
 func (x *ListConnectorsResponse) Reset() {
 	*x = ListConnectorsResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[73]
+	mi := &file_admin_v1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4681,7 +4787,7 @@ func (x *ListConnectorsResponse) String() string {
 func (*ListConnectorsResponse) ProtoMessage() {}
 
 func (x *ListConnectorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[73]
+	mi := &file_admin_v1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4694,7 +4800,7 @@ func (x *ListConnectorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListConnectorsResponse.ProtoReflect.Descriptor instead.
 func (*ListConnectorsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{73}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListConnectorsResponse) GetConnectors() []*Connector {
@@ -4718,7 +4824,7 @@ type Relay struct {
 
 func (x *Relay) Reset() {
 	*x = Relay{}
-	mi := &file_admin_v1_admin_proto_msgTypes[74]
+	mi := &file_admin_v1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4730,7 +4836,7 @@ func (x *Relay) String() string {
 func (*Relay) ProtoMessage() {}
 
 func (x *Relay) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[74]
+	mi := &file_admin_v1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4743,7 +4849,7 @@ func (x *Relay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Relay.ProtoReflect.Descriptor instead.
 func (*Relay) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{74}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *Relay) GetId() string {
@@ -4797,7 +4903,7 @@ type RelayRef struct {
 
 func (x *RelayRef) Reset() {
 	*x = RelayRef{}
-	mi := &file_admin_v1_admin_proto_msgTypes[75]
+	mi := &file_admin_v1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4809,7 +4915,7 @@ func (x *RelayRef) String() string {
 func (*RelayRef) ProtoMessage() {}
 
 func (x *RelayRef) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[75]
+	mi := &file_admin_v1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4822,7 +4928,7 @@ func (x *RelayRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayRef.ProtoReflect.Descriptor instead.
 func (*RelayRef) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{75}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RelayRef) GetRelay() string {
@@ -4840,7 +4946,7 @@ type ListRelaysRequest struct {
 
 func (x *ListRelaysRequest) Reset() {
 	*x = ListRelaysRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[76]
+	mi := &file_admin_v1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +4958,7 @@ func (x *ListRelaysRequest) String() string {
 func (*ListRelaysRequest) ProtoMessage() {}
 
 func (x *ListRelaysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[76]
+	mi := &file_admin_v1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +4971,7 @@ func (x *ListRelaysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRelaysRequest.ProtoReflect.Descriptor instead.
 func (*ListRelaysRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{76}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 type ListRelaysResponse struct {
@@ -4877,7 +4983,7 @@ type ListRelaysResponse struct {
 
 func (x *ListRelaysResponse) Reset() {
 	*x = ListRelaysResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[77]
+	mi := &file_admin_v1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4889,7 +4995,7 @@ func (x *ListRelaysResponse) String() string {
 func (*ListRelaysResponse) ProtoMessage() {}
 
 func (x *ListRelaysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[77]
+	mi := &file_admin_v1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4902,7 +5008,7 @@ func (x *ListRelaysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRelaysResponse.ProtoReflect.Descriptor instead.
 func (*ListRelaysResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{77}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListRelaysResponse) GetRelays() []*Relay {
@@ -4920,7 +5026,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[78]
+	mi := &file_admin_v1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4932,7 +5038,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[78]
+	mi := &file_admin_v1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4945,7 +5051,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{78}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 type StatusResponse struct {
@@ -4964,7 +5070,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[79]
+	mi := &file_admin_v1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4976,7 +5082,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[79]
+	mi := &file_admin_v1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4989,7 +5095,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{79}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *StatusResponse) GetVersion() string {
@@ -5053,7 +5159,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_admin_v1_admin_proto_msgTypes[80]
+	mi := &file_admin_v1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5065,7 +5171,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[80]
+	mi := &file_admin_v1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5078,7 +5184,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{80}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Check) GetName() string {
@@ -5112,7 +5218,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[81]
+	mi := &file_admin_v1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5124,7 +5230,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[81]
+	mi := &file_admin_v1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5137,7 +5243,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{81}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *BackupRequest) GetName() string {
@@ -5157,7 +5263,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[82]
+	mi := &file_admin_v1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5169,7 +5275,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[82]
+	mi := &file_admin_v1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5182,7 +5288,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{82}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *BackupResponse) GetPath() string {
@@ -5207,7 +5313,7 @@ type ListSuffixesRequest struct {
 
 func (x *ListSuffixesRequest) Reset() {
 	*x = ListSuffixesRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[83]
+	mi := &file_admin_v1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5219,7 +5325,7 @@ func (x *ListSuffixesRequest) String() string {
 func (*ListSuffixesRequest) ProtoMessage() {}
 
 func (x *ListSuffixesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[83]
+	mi := &file_admin_v1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5232,7 +5338,7 @@ func (x *ListSuffixesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSuffixesRequest.ProtoReflect.Descriptor instead.
 func (*ListSuffixesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{83}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 type SetSuffixesRequest struct {
@@ -5246,7 +5352,7 @@ type SetSuffixesRequest struct {
 
 func (x *SetSuffixesRequest) Reset() {
 	*x = SetSuffixesRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[84]
+	mi := &file_admin_v1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5258,7 +5364,7 @@ func (x *SetSuffixesRequest) String() string {
 func (*SetSuffixesRequest) ProtoMessage() {}
 
 func (x *SetSuffixesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[84]
+	mi := &file_admin_v1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5271,7 +5377,7 @@ func (x *SetSuffixesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetSuffixesRequest.ProtoReflect.Descriptor instead.
 func (*SetSuffixesRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{84}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *SetSuffixesRequest) GetSuffixes() []string {
@@ -5300,7 +5406,7 @@ type Suffixes struct {
 
 func (x *Suffixes) Reset() {
 	*x = Suffixes{}
-	mi := &file_admin_v1_admin_proto_msgTypes[85]
+	mi := &file_admin_v1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5312,7 +5418,7 @@ func (x *Suffixes) String() string {
 func (*Suffixes) ProtoMessage() {}
 
 func (x *Suffixes) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[85]
+	mi := &file_admin_v1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5325,7 +5431,7 @@ func (x *Suffixes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Suffixes.ProtoReflect.Descriptor instead.
 func (*Suffixes) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{85}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Suffixes) GetSuffixes() []string {
@@ -5365,7 +5471,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_admin_v1_admin_proto_msgTypes[86]
+	mi := &file_admin_v1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5377,7 +5483,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[86]
+	mi := &file_admin_v1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5390,7 +5496,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{86}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *Issuer) GetId() string {
@@ -5451,7 +5557,7 @@ type ClaimMap struct {
 
 func (x *ClaimMap) Reset() {
 	*x = ClaimMap{}
-	mi := &file_admin_v1_admin_proto_msgTypes[87]
+	mi := &file_admin_v1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5463,7 +5569,7 @@ func (x *ClaimMap) String() string {
 func (*ClaimMap) ProtoMessage() {}
 
 func (x *ClaimMap) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[87]
+	mi := &file_admin_v1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5476,7 +5582,7 @@ func (x *ClaimMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMap.ProtoReflect.Descriptor instead.
 func (*ClaimMap) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{87}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ClaimMap) GetLogin() string {
@@ -5525,7 +5631,7 @@ type IssuerRef struct {
 
 func (x *IssuerRef) Reset() {
 	*x = IssuerRef{}
-	mi := &file_admin_v1_admin_proto_msgTypes[88]
+	mi := &file_admin_v1_admin_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5537,7 +5643,7 @@ func (x *IssuerRef) String() string {
 func (*IssuerRef) ProtoMessage() {}
 
 func (x *IssuerRef) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[88]
+	mi := &file_admin_v1_admin_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5550,7 +5656,7 @@ func (x *IssuerRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerRef.ProtoReflect.Descriptor instead.
 func (*IssuerRef) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{88}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *IssuerRef) GetIssuer() string {
@@ -5575,7 +5681,7 @@ type ListIssuersRequest struct {
 
 func (x *ListIssuersRequest) Reset() {
 	*x = ListIssuersRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[89]
+	mi := &file_admin_v1_admin_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5587,7 +5693,7 @@ func (x *ListIssuersRequest) String() string {
 func (*ListIssuersRequest) ProtoMessage() {}
 
 func (x *ListIssuersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[89]
+	mi := &file_admin_v1_admin_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5600,7 +5706,7 @@ func (x *ListIssuersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuersRequest.ProtoReflect.Descriptor instead.
 func (*ListIssuersRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{89}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{90}
 }
 
 type ListIssuersResponse struct {
@@ -5614,7 +5720,7 @@ type ListIssuersResponse struct {
 
 func (x *ListIssuersResponse) Reset() {
 	*x = ListIssuersResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[90]
+	mi := &file_admin_v1_admin_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5626,7 +5732,7 @@ func (x *ListIssuersResponse) String() string {
 func (*ListIssuersResponse) ProtoMessage() {}
 
 func (x *ListIssuersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[90]
+	mi := &file_admin_v1_admin_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5639,7 +5745,7 @@ func (x *ListIssuersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuersResponse.ProtoReflect.Descriptor instead.
 func (*ListIssuersResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{90}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListIssuersResponse) GetIssuers() []*Issuer {
@@ -5671,7 +5777,7 @@ type AddIssuerRequest struct {
 
 func (x *AddIssuerRequest) Reset() {
 	*x = AddIssuerRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[91]
+	mi := &file_admin_v1_admin_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5683,7 +5789,7 @@ func (x *AddIssuerRequest) String() string {
 func (*AddIssuerRequest) ProtoMessage() {}
 
 func (x *AddIssuerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[91]
+	mi := &file_admin_v1_admin_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5696,7 +5802,7 @@ func (x *AddIssuerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddIssuerRequest.ProtoReflect.Descriptor instead.
 func (*AddIssuerRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{91}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *AddIssuerRequest) GetName() string {
@@ -5757,7 +5863,7 @@ type UpdateIssuerRequest struct {
 
 func (x *UpdateIssuerRequest) Reset() {
 	*x = UpdateIssuerRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[92]
+	mi := &file_admin_v1_admin_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5769,7 +5875,7 @@ func (x *UpdateIssuerRequest) String() string {
 func (*UpdateIssuerRequest) ProtoMessage() {}
 
 func (x *UpdateIssuerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[92]
+	mi := &file_admin_v1_admin_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5782,7 +5888,7 @@ func (x *UpdateIssuerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateIssuerRequest.ProtoReflect.Descriptor instead.
 func (*UpdateIssuerRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{92}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *UpdateIssuerRequest) GetIssuer() string {
@@ -5837,7 +5943,7 @@ type IssuerResponse struct {
 
 func (x *IssuerResponse) Reset() {
 	*x = IssuerResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[93]
+	mi := &file_admin_v1_admin_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5849,7 +5955,7 @@ func (x *IssuerResponse) String() string {
 func (*IssuerResponse) ProtoMessage() {}
 
 func (x *IssuerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[93]
+	mi := &file_admin_v1_admin_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5862,7 +5968,7 @@ func (x *IssuerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerResponse.ProtoReflect.Descriptor instead.
 func (*IssuerResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{93}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *IssuerResponse) GetIssuer() *Issuer {
@@ -6224,12 +6330,23 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x0eSearchResponse\x127\n" +
 	"\arecords\x18\x01 \x03(\v2\x1d.postern.admin.v1.AuditRecordR\arecords\x12\x12\n" +
 	"\x04next\x18\x02 \x01(\tR\x04next\"\x0f\n" +
-	"\rVerifyRequest\"n\n" +
+	"\rVerifyRequest\"\xa4\x01\n" +
 	"\x0eVerifyResponse\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x18\n" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x18\n" +
 	"\awriters\x18\x03 \x03(\tR\awriters\x12\x18\n" +
-	"\aproblem\x18\x04 \x01(\tR\aproblem\"(\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x124\n" +
+	"\x06chains\x18\x05 \x03(\v2\x1c.postern.admin.v1.ChainStateR\x06chains\"\xc0\x01\n" +
+	"\n" +
+	"ChainState\x12\x16\n" +
+	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x18\n" +
+	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x16\n" +
+	"\x06signed\x18\x03 \x01(\x04R\x06signed\x12\x1c\n" +
+	"\tconnector\x18\x04 \x01(\bR\tconnector\x12\x1d\n" +
+	"\n" +
+	"own_signed\x18\x05 \x01(\x04R\townSigned\x12\x17\n" +
+	"\aown_key\x18\x06 \x01(\tR\x06ownKey\x12\x12\n" +
+	"\x04last\x18\a \x01(\x04R\x04last\"(\n" +
 	"\rExportRequest\x12\x17\n" +
 	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\"&\n" +
 	"\x0eExportResponse\x12\x14\n" +
@@ -6441,7 +6558,7 @@ func file_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_admin_v1_admin_proto_rawDescData
 }
 
-var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
+var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_admin_v1_admin_proto_goTypes = []any{
 	(*Page)(nil),                   // 0: postern.admin.v1.Page
 	(*Empty)(nil),                  // 1: postern.admin.v1.Empty
@@ -6510,43 +6627,44 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	(*SearchResponse)(nil),         // 64: postern.admin.v1.SearchResponse
 	(*VerifyRequest)(nil),          // 65: postern.admin.v1.VerifyRequest
 	(*VerifyResponse)(nil),         // 66: postern.admin.v1.VerifyResponse
-	(*ExportRequest)(nil),          // 67: postern.admin.v1.ExportRequest
-	(*ExportResponse)(nil),         // 68: postern.admin.v1.ExportResponse
-	(*DecisionRef)(nil),            // 69: postern.admin.v1.DecisionRef
-	(*Connector)(nil),              // 70: postern.admin.v1.Connector
-	(*ConnectorRef)(nil),           // 71: postern.admin.v1.ConnectorRef
-	(*ListConnectorsRequest)(nil),  // 72: postern.admin.v1.ListConnectorsRequest
-	(*ListConnectorsResponse)(nil), // 73: postern.admin.v1.ListConnectorsResponse
-	(*Relay)(nil),                  // 74: postern.admin.v1.Relay
-	(*RelayRef)(nil),               // 75: postern.admin.v1.RelayRef
-	(*ListRelaysRequest)(nil),      // 76: postern.admin.v1.ListRelaysRequest
-	(*ListRelaysResponse)(nil),     // 77: postern.admin.v1.ListRelaysResponse
-	(*StatusRequest)(nil),          // 78: postern.admin.v1.StatusRequest
-	(*StatusResponse)(nil),         // 79: postern.admin.v1.StatusResponse
-	(*Check)(nil),                  // 80: postern.admin.v1.Check
-	(*BackupRequest)(nil),          // 81: postern.admin.v1.BackupRequest
-	(*BackupResponse)(nil),         // 82: postern.admin.v1.BackupResponse
-	(*ListSuffixesRequest)(nil),    // 83: postern.admin.v1.ListSuffixesRequest
-	(*SetSuffixesRequest)(nil),     // 84: postern.admin.v1.SetSuffixesRequest
-	(*Suffixes)(nil),               // 85: postern.admin.v1.Suffixes
-	(*Issuer)(nil),                 // 86: postern.admin.v1.Issuer
-	(*ClaimMap)(nil),               // 87: postern.admin.v1.ClaimMap
-	(*IssuerRef)(nil),              // 88: postern.admin.v1.IssuerRef
-	(*ListIssuersRequest)(nil),     // 89: postern.admin.v1.ListIssuersRequest
-	(*ListIssuersResponse)(nil),    // 90: postern.admin.v1.ListIssuersResponse
-	(*AddIssuerRequest)(nil),       // 91: postern.admin.v1.AddIssuerRequest
-	(*UpdateIssuerRequest)(nil),    // 92: postern.admin.v1.UpdateIssuerRequest
-	(*IssuerResponse)(nil),         // 93: postern.admin.v1.IssuerResponse
-	nil,                            // 94: postern.admin.v1.User.AttributesEntry
-	nil,                            // 95: postern.admin.v1.CreateUserRequest.AttributesEntry
-	nil,                            // 96: postern.admin.v1.CheckRequest.FactsEntry
-	nil,                            // 97: postern.admin.v1.ClaimMap.AttributesEntry
+	(*ChainState)(nil),             // 67: postern.admin.v1.ChainState
+	(*ExportRequest)(nil),          // 68: postern.admin.v1.ExportRequest
+	(*ExportResponse)(nil),         // 69: postern.admin.v1.ExportResponse
+	(*DecisionRef)(nil),            // 70: postern.admin.v1.DecisionRef
+	(*Connector)(nil),              // 71: postern.admin.v1.Connector
+	(*ConnectorRef)(nil),           // 72: postern.admin.v1.ConnectorRef
+	(*ListConnectorsRequest)(nil),  // 73: postern.admin.v1.ListConnectorsRequest
+	(*ListConnectorsResponse)(nil), // 74: postern.admin.v1.ListConnectorsResponse
+	(*Relay)(nil),                  // 75: postern.admin.v1.Relay
+	(*RelayRef)(nil),               // 76: postern.admin.v1.RelayRef
+	(*ListRelaysRequest)(nil),      // 77: postern.admin.v1.ListRelaysRequest
+	(*ListRelaysResponse)(nil),     // 78: postern.admin.v1.ListRelaysResponse
+	(*StatusRequest)(nil),          // 79: postern.admin.v1.StatusRequest
+	(*StatusResponse)(nil),         // 80: postern.admin.v1.StatusResponse
+	(*Check)(nil),                  // 81: postern.admin.v1.Check
+	(*BackupRequest)(nil),          // 82: postern.admin.v1.BackupRequest
+	(*BackupResponse)(nil),         // 83: postern.admin.v1.BackupResponse
+	(*ListSuffixesRequest)(nil),    // 84: postern.admin.v1.ListSuffixesRequest
+	(*SetSuffixesRequest)(nil),     // 85: postern.admin.v1.SetSuffixesRequest
+	(*Suffixes)(nil),               // 86: postern.admin.v1.Suffixes
+	(*Issuer)(nil),                 // 87: postern.admin.v1.Issuer
+	(*ClaimMap)(nil),               // 88: postern.admin.v1.ClaimMap
+	(*IssuerRef)(nil),              // 89: postern.admin.v1.IssuerRef
+	(*ListIssuersRequest)(nil),     // 90: postern.admin.v1.ListIssuersRequest
+	(*ListIssuersResponse)(nil),    // 91: postern.admin.v1.ListIssuersResponse
+	(*AddIssuerRequest)(nil),       // 92: postern.admin.v1.AddIssuerRequest
+	(*UpdateIssuerRequest)(nil),    // 93: postern.admin.v1.UpdateIssuerRequest
+	(*IssuerResponse)(nil),         // 94: postern.admin.v1.IssuerResponse
+	nil,                            // 95: postern.admin.v1.User.AttributesEntry
+	nil,                            // 96: postern.admin.v1.CreateUserRequest.AttributesEntry
+	nil,                            // 97: postern.admin.v1.CheckRequest.FactsEntry
+	nil,                            // 98: postern.admin.v1.ClaimMap.AttributesEntry
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
-	94, // 0: postern.admin.v1.User.attributes:type_name -> postern.admin.v1.User.AttributesEntry
+	95, // 0: postern.admin.v1.User.attributes:type_name -> postern.admin.v1.User.AttributesEntry
 	0,  // 1: postern.admin.v1.ListUsersRequest.page:type_name -> postern.admin.v1.Page
 	2,  // 2: postern.admin.v1.ListUsersResponse.users:type_name -> postern.admin.v1.User
-	95, // 3: postern.admin.v1.CreateUserRequest.attributes:type_name -> postern.admin.v1.CreateUserRequest.AttributesEntry
+	96, // 3: postern.admin.v1.CreateUserRequest.attributes:type_name -> postern.admin.v1.CreateUserRequest.AttributesEntry
 	2,  // 4: postern.admin.v1.CreateUserResponse.user:type_name -> postern.admin.v1.User
 	0,  // 5: postern.admin.v1.ListGroupsRequest.page:type_name -> postern.admin.v1.Page
 	9,  // 6: postern.admin.v1.ListGroupsResponse.groups:type_name -> postern.admin.v1.Group
@@ -6564,7 +6682,7 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	8,  // 18: postern.admin.v1.PutRuleResponse.effect:type_name -> postern.admin.v1.EffectResponse
 	0,  // 19: postern.admin.v1.ListRevisionsRequest.page:type_name -> postern.admin.v1.Page
 	43, // 20: postern.admin.v1.ListRevisionsResponse.revisions:type_name -> postern.admin.v1.Revision
-	96, // 21: postern.admin.v1.CheckRequest.facts:type_name -> postern.admin.v1.CheckRequest.FactsEntry
+	97, // 21: postern.admin.v1.CheckRequest.facts:type_name -> postern.admin.v1.CheckRequest.FactsEntry
 	50, // 22: postern.admin.v1.Device.facts:type_name -> postern.admin.v1.Fact
 	0,  // 23: postern.admin.v1.ListDevicesRequest.page:type_name -> postern.admin.v1.Page
 	49, // 24: postern.admin.v1.ListDevicesResponse.devices:type_name -> postern.admin.v1.Device
@@ -6573,138 +6691,139 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	58, // 27: postern.admin.v1.ListGrantsResponse.grants:type_name -> postern.admin.v1.Grant
 	0,  // 28: postern.admin.v1.SearchRequest.page:type_name -> postern.admin.v1.Page
 	63, // 29: postern.admin.v1.SearchResponse.records:type_name -> postern.admin.v1.AuditRecord
-	70, // 30: postern.admin.v1.ListConnectorsResponse.connectors:type_name -> postern.admin.v1.Connector
-	74, // 31: postern.admin.v1.ListRelaysResponse.relays:type_name -> postern.admin.v1.Relay
-	80, // 32: postern.admin.v1.StatusResponse.checks:type_name -> postern.admin.v1.Check
-	87, // 33: postern.admin.v1.Issuer.claims:type_name -> postern.admin.v1.ClaimMap
-	97, // 34: postern.admin.v1.ClaimMap.attributes:type_name -> postern.admin.v1.ClaimMap.AttributesEntry
-	86, // 35: postern.admin.v1.ListIssuersResponse.issuers:type_name -> postern.admin.v1.Issuer
-	87, // 36: postern.admin.v1.AddIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
-	87, // 37: postern.admin.v1.UpdateIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
-	86, // 38: postern.admin.v1.IssuerResponse.issuer:type_name -> postern.admin.v1.Issuer
-	4,  // 39: postern.admin.v1.UserService.ListUsers:input_type -> postern.admin.v1.ListUsersRequest
-	6,  // 40: postern.admin.v1.UserService.CreateUser:input_type -> postern.admin.v1.CreateUserRequest
-	3,  // 41: postern.admin.v1.UserService.InviteUser:input_type -> postern.admin.v1.UserRef
-	3,  // 42: postern.admin.v1.UserService.DisableUser:input_type -> postern.admin.v1.UserRef
-	3,  // 43: postern.admin.v1.UserService.EnableUser:input_type -> postern.admin.v1.UserRef
-	3,  // 44: postern.admin.v1.UserService.SignOutUser:input_type -> postern.admin.v1.UserRef
-	11, // 45: postern.admin.v1.GroupService.ListGroups:input_type -> postern.admin.v1.ListGroupsRequest
-	13, // 46: postern.admin.v1.GroupService.CreateGroup:input_type -> postern.admin.v1.CreateGroupRequest
-	10, // 47: postern.admin.v1.GroupService.DeleteGroup:input_type -> postern.admin.v1.GroupRef
-	14, // 48: postern.admin.v1.GroupService.AddMember:input_type -> postern.admin.v1.MemberRequest
-	14, // 49: postern.admin.v1.GroupService.RemoveMember:input_type -> postern.admin.v1.MemberRequest
-	17, // 50: postern.admin.v1.SiteService.ListSites:input_type -> postern.admin.v1.ListSitesRequest
-	19, // 51: postern.admin.v1.SiteService.CreateSite:input_type -> postern.admin.v1.CreateSiteRequest
-	16, // 52: postern.admin.v1.SiteService.DeleteSite:input_type -> postern.admin.v1.SiteRef
-	22, // 53: postern.admin.v1.TokenService.ListTokens:input_type -> postern.admin.v1.ListTokensRequest
-	24, // 54: postern.admin.v1.TokenService.CreateToken:input_type -> postern.admin.v1.CreateTokenRequest
-	21, // 55: postern.admin.v1.TokenService.RevokeToken:input_type -> postern.admin.v1.TokenRef
-	29, // 56: postern.admin.v1.AppService.ListApps:input_type -> postern.admin.v1.ListAppsRequest
-	28, // 57: postern.admin.v1.AppService.GetApp:input_type -> postern.admin.v1.AppRef
-	31, // 58: postern.admin.v1.AppService.PublishApp:input_type -> postern.admin.v1.PublishAppRequest
-	32, // 59: postern.admin.v1.AppService.UpdateApp:input_type -> postern.admin.v1.UpdateAppRequest
-	28, // 60: postern.admin.v1.AppService.RetireApp:input_type -> postern.admin.v1.AppRef
-	35, // 61: postern.admin.v1.AppService.ListProposals:input_type -> postern.admin.v1.ListProposalsRequest
-	34, // 62: postern.admin.v1.AppService.ApproveProposal:input_type -> postern.admin.v1.ProposalRef
-	34, // 63: postern.admin.v1.AppService.RejectProposal:input_type -> postern.admin.v1.ProposalRef
-	39, // 64: postern.admin.v1.RuleService.ListRules:input_type -> postern.admin.v1.ListRulesRequest
-	41, // 65: postern.admin.v1.RuleService.PutRule:input_type -> postern.admin.v1.PutRuleRequest
-	38, // 66: postern.admin.v1.RuleService.DeleteRule:input_type -> postern.admin.v1.RuleRef
-	45, // 67: postern.admin.v1.PolicyService.ListRevisions:input_type -> postern.admin.v1.ListRevisionsRequest
-	44, // 68: postern.admin.v1.PolicyService.ShowRevision:input_type -> postern.admin.v1.RevisionRef
-	44, // 69: postern.admin.v1.PolicyService.Rollback:input_type -> postern.admin.v1.RevisionRef
-	47, // 70: postern.admin.v1.PolicyService.Check:input_type -> postern.admin.v1.CheckRequest
-	52, // 71: postern.admin.v1.DeviceService.ListDevices:input_type -> postern.admin.v1.ListDevicesRequest
-	51, // 72: postern.admin.v1.DeviceService.BlockDevice:input_type -> postern.admin.v1.DeviceRef
-	51, // 73: postern.admin.v1.DeviceService.UnblockDevice:input_type -> postern.admin.v1.DeviceRef
-	51, // 74: postern.admin.v1.DeviceService.RemoveDevice:input_type -> postern.admin.v1.DeviceRef
-	56, // 75: postern.admin.v1.SessionService.ListSessions:input_type -> postern.admin.v1.ListSessionsRequest
-	55, // 76: postern.admin.v1.SessionService.EndSession:input_type -> postern.admin.v1.SessionRef
-	60, // 77: postern.admin.v1.SessionService.ListGrants:input_type -> postern.admin.v1.ListGrantsRequest
-	59, // 78: postern.admin.v1.SessionService.RevokeGrant:input_type -> postern.admin.v1.GrantRef
-	62, // 79: postern.admin.v1.AuditService.Search:input_type -> postern.admin.v1.SearchRequest
-	65, // 80: postern.admin.v1.AuditService.Verify:input_type -> postern.admin.v1.VerifyRequest
-	67, // 81: postern.admin.v1.AuditService.Export:input_type -> postern.admin.v1.ExportRequest
-	69, // 82: postern.admin.v1.AuditService.GetDecision:input_type -> postern.admin.v1.DecisionRef
-	72, // 83: postern.admin.v1.ConnectorService.ListConnectors:input_type -> postern.admin.v1.ListConnectorsRequest
-	71, // 84: postern.admin.v1.ConnectorService.BlockConnector:input_type -> postern.admin.v1.ConnectorRef
-	71, // 85: postern.admin.v1.ConnectorService.UnblockConnector:input_type -> postern.admin.v1.ConnectorRef
-	71, // 86: postern.admin.v1.ConnectorService.RemoveConnector:input_type -> postern.admin.v1.ConnectorRef
-	76, // 87: postern.admin.v1.ConnectorService.ListRelays:input_type -> postern.admin.v1.ListRelaysRequest
-	75, // 88: postern.admin.v1.ConnectorService.RemoveRelay:input_type -> postern.admin.v1.RelayRef
-	78, // 89: postern.admin.v1.SystemService.Status:input_type -> postern.admin.v1.StatusRequest
-	81, // 90: postern.admin.v1.SystemService.Backup:input_type -> postern.admin.v1.BackupRequest
-	83, // 91: postern.admin.v1.SystemService.ListSuffixes:input_type -> postern.admin.v1.ListSuffixesRequest
-	84, // 92: postern.admin.v1.SystemService.SetSuffixes:input_type -> postern.admin.v1.SetSuffixesRequest
-	89, // 93: postern.admin.v1.IssuerService.ListIssuers:input_type -> postern.admin.v1.ListIssuersRequest
-	91, // 94: postern.admin.v1.IssuerService.AddIssuer:input_type -> postern.admin.v1.AddIssuerRequest
-	92, // 95: postern.admin.v1.IssuerService.UpdateIssuer:input_type -> postern.admin.v1.UpdateIssuerRequest
-	88, // 96: postern.admin.v1.IssuerService.TestIssuer:input_type -> postern.admin.v1.IssuerRef
-	88, // 97: postern.admin.v1.IssuerService.RemoveIssuer:input_type -> postern.admin.v1.IssuerRef
-	5,  // 98: postern.admin.v1.UserService.ListUsers:output_type -> postern.admin.v1.ListUsersResponse
-	7,  // 99: postern.admin.v1.UserService.CreateUser:output_type -> postern.admin.v1.CreateUserResponse
-	7,  // 100: postern.admin.v1.UserService.InviteUser:output_type -> postern.admin.v1.CreateUserResponse
-	8,  // 101: postern.admin.v1.UserService.DisableUser:output_type -> postern.admin.v1.EffectResponse
-	8,  // 102: postern.admin.v1.UserService.EnableUser:output_type -> postern.admin.v1.EffectResponse
-	8,  // 103: postern.admin.v1.UserService.SignOutUser:output_type -> postern.admin.v1.EffectResponse
-	12, // 104: postern.admin.v1.GroupService.ListGroups:output_type -> postern.admin.v1.ListGroupsResponse
-	9,  // 105: postern.admin.v1.GroupService.CreateGroup:output_type -> postern.admin.v1.Group
-	8,  // 106: postern.admin.v1.GroupService.DeleteGroup:output_type -> postern.admin.v1.EffectResponse
-	8,  // 107: postern.admin.v1.GroupService.AddMember:output_type -> postern.admin.v1.EffectResponse
-	8,  // 108: postern.admin.v1.GroupService.RemoveMember:output_type -> postern.admin.v1.EffectResponse
-	18, // 109: postern.admin.v1.SiteService.ListSites:output_type -> postern.admin.v1.ListSitesResponse
-	15, // 110: postern.admin.v1.SiteService.CreateSite:output_type -> postern.admin.v1.Site
-	8,  // 111: postern.admin.v1.SiteService.DeleteSite:output_type -> postern.admin.v1.EffectResponse
-	23, // 112: postern.admin.v1.TokenService.ListTokens:output_type -> postern.admin.v1.ListTokensResponse
-	25, // 113: postern.admin.v1.TokenService.CreateToken:output_type -> postern.admin.v1.CreateTokenResponse
-	8,  // 114: postern.admin.v1.TokenService.RevokeToken:output_type -> postern.admin.v1.EffectResponse
-	30, // 115: postern.admin.v1.AppService.ListApps:output_type -> postern.admin.v1.ListAppsResponse
-	26, // 116: postern.admin.v1.AppService.GetApp:output_type -> postern.admin.v1.App
-	26, // 117: postern.admin.v1.AppService.PublishApp:output_type -> postern.admin.v1.App
-	26, // 118: postern.admin.v1.AppService.UpdateApp:output_type -> postern.admin.v1.App
-	8,  // 119: postern.admin.v1.AppService.RetireApp:output_type -> postern.admin.v1.EffectResponse
-	36, // 120: postern.admin.v1.AppService.ListProposals:output_type -> postern.admin.v1.ListProposalsResponse
-	26, // 121: postern.admin.v1.AppService.ApproveProposal:output_type -> postern.admin.v1.App
-	8,  // 122: postern.admin.v1.AppService.RejectProposal:output_type -> postern.admin.v1.EffectResponse
-	40, // 123: postern.admin.v1.RuleService.ListRules:output_type -> postern.admin.v1.ListRulesResponse
-	42, // 124: postern.admin.v1.RuleService.PutRule:output_type -> postern.admin.v1.PutRuleResponse
-	42, // 125: postern.admin.v1.RuleService.DeleteRule:output_type -> postern.admin.v1.PutRuleResponse
-	46, // 126: postern.admin.v1.PolicyService.ListRevisions:output_type -> postern.admin.v1.ListRevisionsResponse
-	43, // 127: postern.admin.v1.PolicyService.ShowRevision:output_type -> postern.admin.v1.Revision
-	42, // 128: postern.admin.v1.PolicyService.Rollback:output_type -> postern.admin.v1.PutRuleResponse
-	48, // 129: postern.admin.v1.PolicyService.Check:output_type -> postern.admin.v1.Decision
-	53, // 130: postern.admin.v1.DeviceService.ListDevices:output_type -> postern.admin.v1.ListDevicesResponse
-	8,  // 131: postern.admin.v1.DeviceService.BlockDevice:output_type -> postern.admin.v1.EffectResponse
-	8,  // 132: postern.admin.v1.DeviceService.UnblockDevice:output_type -> postern.admin.v1.EffectResponse
-	8,  // 133: postern.admin.v1.DeviceService.RemoveDevice:output_type -> postern.admin.v1.EffectResponse
-	57, // 134: postern.admin.v1.SessionService.ListSessions:output_type -> postern.admin.v1.ListSessionsResponse
-	8,  // 135: postern.admin.v1.SessionService.EndSession:output_type -> postern.admin.v1.EffectResponse
-	61, // 136: postern.admin.v1.SessionService.ListGrants:output_type -> postern.admin.v1.ListGrantsResponse
-	8,  // 137: postern.admin.v1.SessionService.RevokeGrant:output_type -> postern.admin.v1.EffectResponse
-	64, // 138: postern.admin.v1.AuditService.Search:output_type -> postern.admin.v1.SearchResponse
-	66, // 139: postern.admin.v1.AuditService.Verify:output_type -> postern.admin.v1.VerifyResponse
-	68, // 140: postern.admin.v1.AuditService.Export:output_type -> postern.admin.v1.ExportResponse
-	48, // 141: postern.admin.v1.AuditService.GetDecision:output_type -> postern.admin.v1.Decision
-	73, // 142: postern.admin.v1.ConnectorService.ListConnectors:output_type -> postern.admin.v1.ListConnectorsResponse
-	8,  // 143: postern.admin.v1.ConnectorService.BlockConnector:output_type -> postern.admin.v1.EffectResponse
-	8,  // 144: postern.admin.v1.ConnectorService.UnblockConnector:output_type -> postern.admin.v1.EffectResponse
-	8,  // 145: postern.admin.v1.ConnectorService.RemoveConnector:output_type -> postern.admin.v1.EffectResponse
-	77, // 146: postern.admin.v1.ConnectorService.ListRelays:output_type -> postern.admin.v1.ListRelaysResponse
-	8,  // 147: postern.admin.v1.ConnectorService.RemoveRelay:output_type -> postern.admin.v1.EffectResponse
-	79, // 148: postern.admin.v1.SystemService.Status:output_type -> postern.admin.v1.StatusResponse
-	82, // 149: postern.admin.v1.SystemService.Backup:output_type -> postern.admin.v1.BackupResponse
-	85, // 150: postern.admin.v1.SystemService.ListSuffixes:output_type -> postern.admin.v1.Suffixes
-	85, // 151: postern.admin.v1.SystemService.SetSuffixes:output_type -> postern.admin.v1.Suffixes
-	90, // 152: postern.admin.v1.IssuerService.ListIssuers:output_type -> postern.admin.v1.ListIssuersResponse
-	93, // 153: postern.admin.v1.IssuerService.AddIssuer:output_type -> postern.admin.v1.IssuerResponse
-	93, // 154: postern.admin.v1.IssuerService.UpdateIssuer:output_type -> postern.admin.v1.IssuerResponse
-	93, // 155: postern.admin.v1.IssuerService.TestIssuer:output_type -> postern.admin.v1.IssuerResponse
-	8,  // 156: postern.admin.v1.IssuerService.RemoveIssuer:output_type -> postern.admin.v1.EffectResponse
-	98, // [98:157] is the sub-list for method output_type
-	39, // [39:98] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	67, // 30: postern.admin.v1.VerifyResponse.chains:type_name -> postern.admin.v1.ChainState
+	71, // 31: postern.admin.v1.ListConnectorsResponse.connectors:type_name -> postern.admin.v1.Connector
+	75, // 32: postern.admin.v1.ListRelaysResponse.relays:type_name -> postern.admin.v1.Relay
+	81, // 33: postern.admin.v1.StatusResponse.checks:type_name -> postern.admin.v1.Check
+	88, // 34: postern.admin.v1.Issuer.claims:type_name -> postern.admin.v1.ClaimMap
+	98, // 35: postern.admin.v1.ClaimMap.attributes:type_name -> postern.admin.v1.ClaimMap.AttributesEntry
+	87, // 36: postern.admin.v1.ListIssuersResponse.issuers:type_name -> postern.admin.v1.Issuer
+	88, // 37: postern.admin.v1.AddIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
+	88, // 38: postern.admin.v1.UpdateIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
+	87, // 39: postern.admin.v1.IssuerResponse.issuer:type_name -> postern.admin.v1.Issuer
+	4,  // 40: postern.admin.v1.UserService.ListUsers:input_type -> postern.admin.v1.ListUsersRequest
+	6,  // 41: postern.admin.v1.UserService.CreateUser:input_type -> postern.admin.v1.CreateUserRequest
+	3,  // 42: postern.admin.v1.UserService.InviteUser:input_type -> postern.admin.v1.UserRef
+	3,  // 43: postern.admin.v1.UserService.DisableUser:input_type -> postern.admin.v1.UserRef
+	3,  // 44: postern.admin.v1.UserService.EnableUser:input_type -> postern.admin.v1.UserRef
+	3,  // 45: postern.admin.v1.UserService.SignOutUser:input_type -> postern.admin.v1.UserRef
+	11, // 46: postern.admin.v1.GroupService.ListGroups:input_type -> postern.admin.v1.ListGroupsRequest
+	13, // 47: postern.admin.v1.GroupService.CreateGroup:input_type -> postern.admin.v1.CreateGroupRequest
+	10, // 48: postern.admin.v1.GroupService.DeleteGroup:input_type -> postern.admin.v1.GroupRef
+	14, // 49: postern.admin.v1.GroupService.AddMember:input_type -> postern.admin.v1.MemberRequest
+	14, // 50: postern.admin.v1.GroupService.RemoveMember:input_type -> postern.admin.v1.MemberRequest
+	17, // 51: postern.admin.v1.SiteService.ListSites:input_type -> postern.admin.v1.ListSitesRequest
+	19, // 52: postern.admin.v1.SiteService.CreateSite:input_type -> postern.admin.v1.CreateSiteRequest
+	16, // 53: postern.admin.v1.SiteService.DeleteSite:input_type -> postern.admin.v1.SiteRef
+	22, // 54: postern.admin.v1.TokenService.ListTokens:input_type -> postern.admin.v1.ListTokensRequest
+	24, // 55: postern.admin.v1.TokenService.CreateToken:input_type -> postern.admin.v1.CreateTokenRequest
+	21, // 56: postern.admin.v1.TokenService.RevokeToken:input_type -> postern.admin.v1.TokenRef
+	29, // 57: postern.admin.v1.AppService.ListApps:input_type -> postern.admin.v1.ListAppsRequest
+	28, // 58: postern.admin.v1.AppService.GetApp:input_type -> postern.admin.v1.AppRef
+	31, // 59: postern.admin.v1.AppService.PublishApp:input_type -> postern.admin.v1.PublishAppRequest
+	32, // 60: postern.admin.v1.AppService.UpdateApp:input_type -> postern.admin.v1.UpdateAppRequest
+	28, // 61: postern.admin.v1.AppService.RetireApp:input_type -> postern.admin.v1.AppRef
+	35, // 62: postern.admin.v1.AppService.ListProposals:input_type -> postern.admin.v1.ListProposalsRequest
+	34, // 63: postern.admin.v1.AppService.ApproveProposal:input_type -> postern.admin.v1.ProposalRef
+	34, // 64: postern.admin.v1.AppService.RejectProposal:input_type -> postern.admin.v1.ProposalRef
+	39, // 65: postern.admin.v1.RuleService.ListRules:input_type -> postern.admin.v1.ListRulesRequest
+	41, // 66: postern.admin.v1.RuleService.PutRule:input_type -> postern.admin.v1.PutRuleRequest
+	38, // 67: postern.admin.v1.RuleService.DeleteRule:input_type -> postern.admin.v1.RuleRef
+	45, // 68: postern.admin.v1.PolicyService.ListRevisions:input_type -> postern.admin.v1.ListRevisionsRequest
+	44, // 69: postern.admin.v1.PolicyService.ShowRevision:input_type -> postern.admin.v1.RevisionRef
+	44, // 70: postern.admin.v1.PolicyService.Rollback:input_type -> postern.admin.v1.RevisionRef
+	47, // 71: postern.admin.v1.PolicyService.Check:input_type -> postern.admin.v1.CheckRequest
+	52, // 72: postern.admin.v1.DeviceService.ListDevices:input_type -> postern.admin.v1.ListDevicesRequest
+	51, // 73: postern.admin.v1.DeviceService.BlockDevice:input_type -> postern.admin.v1.DeviceRef
+	51, // 74: postern.admin.v1.DeviceService.UnblockDevice:input_type -> postern.admin.v1.DeviceRef
+	51, // 75: postern.admin.v1.DeviceService.RemoveDevice:input_type -> postern.admin.v1.DeviceRef
+	56, // 76: postern.admin.v1.SessionService.ListSessions:input_type -> postern.admin.v1.ListSessionsRequest
+	55, // 77: postern.admin.v1.SessionService.EndSession:input_type -> postern.admin.v1.SessionRef
+	60, // 78: postern.admin.v1.SessionService.ListGrants:input_type -> postern.admin.v1.ListGrantsRequest
+	59, // 79: postern.admin.v1.SessionService.RevokeGrant:input_type -> postern.admin.v1.GrantRef
+	62, // 80: postern.admin.v1.AuditService.Search:input_type -> postern.admin.v1.SearchRequest
+	65, // 81: postern.admin.v1.AuditService.Verify:input_type -> postern.admin.v1.VerifyRequest
+	68, // 82: postern.admin.v1.AuditService.Export:input_type -> postern.admin.v1.ExportRequest
+	70, // 83: postern.admin.v1.AuditService.GetDecision:input_type -> postern.admin.v1.DecisionRef
+	73, // 84: postern.admin.v1.ConnectorService.ListConnectors:input_type -> postern.admin.v1.ListConnectorsRequest
+	72, // 85: postern.admin.v1.ConnectorService.BlockConnector:input_type -> postern.admin.v1.ConnectorRef
+	72, // 86: postern.admin.v1.ConnectorService.UnblockConnector:input_type -> postern.admin.v1.ConnectorRef
+	72, // 87: postern.admin.v1.ConnectorService.RemoveConnector:input_type -> postern.admin.v1.ConnectorRef
+	77, // 88: postern.admin.v1.ConnectorService.ListRelays:input_type -> postern.admin.v1.ListRelaysRequest
+	76, // 89: postern.admin.v1.ConnectorService.RemoveRelay:input_type -> postern.admin.v1.RelayRef
+	79, // 90: postern.admin.v1.SystemService.Status:input_type -> postern.admin.v1.StatusRequest
+	82, // 91: postern.admin.v1.SystemService.Backup:input_type -> postern.admin.v1.BackupRequest
+	84, // 92: postern.admin.v1.SystemService.ListSuffixes:input_type -> postern.admin.v1.ListSuffixesRequest
+	85, // 93: postern.admin.v1.SystemService.SetSuffixes:input_type -> postern.admin.v1.SetSuffixesRequest
+	90, // 94: postern.admin.v1.IssuerService.ListIssuers:input_type -> postern.admin.v1.ListIssuersRequest
+	92, // 95: postern.admin.v1.IssuerService.AddIssuer:input_type -> postern.admin.v1.AddIssuerRequest
+	93, // 96: postern.admin.v1.IssuerService.UpdateIssuer:input_type -> postern.admin.v1.UpdateIssuerRequest
+	89, // 97: postern.admin.v1.IssuerService.TestIssuer:input_type -> postern.admin.v1.IssuerRef
+	89, // 98: postern.admin.v1.IssuerService.RemoveIssuer:input_type -> postern.admin.v1.IssuerRef
+	5,  // 99: postern.admin.v1.UserService.ListUsers:output_type -> postern.admin.v1.ListUsersResponse
+	7,  // 100: postern.admin.v1.UserService.CreateUser:output_type -> postern.admin.v1.CreateUserResponse
+	7,  // 101: postern.admin.v1.UserService.InviteUser:output_type -> postern.admin.v1.CreateUserResponse
+	8,  // 102: postern.admin.v1.UserService.DisableUser:output_type -> postern.admin.v1.EffectResponse
+	8,  // 103: postern.admin.v1.UserService.EnableUser:output_type -> postern.admin.v1.EffectResponse
+	8,  // 104: postern.admin.v1.UserService.SignOutUser:output_type -> postern.admin.v1.EffectResponse
+	12, // 105: postern.admin.v1.GroupService.ListGroups:output_type -> postern.admin.v1.ListGroupsResponse
+	9,  // 106: postern.admin.v1.GroupService.CreateGroup:output_type -> postern.admin.v1.Group
+	8,  // 107: postern.admin.v1.GroupService.DeleteGroup:output_type -> postern.admin.v1.EffectResponse
+	8,  // 108: postern.admin.v1.GroupService.AddMember:output_type -> postern.admin.v1.EffectResponse
+	8,  // 109: postern.admin.v1.GroupService.RemoveMember:output_type -> postern.admin.v1.EffectResponse
+	18, // 110: postern.admin.v1.SiteService.ListSites:output_type -> postern.admin.v1.ListSitesResponse
+	15, // 111: postern.admin.v1.SiteService.CreateSite:output_type -> postern.admin.v1.Site
+	8,  // 112: postern.admin.v1.SiteService.DeleteSite:output_type -> postern.admin.v1.EffectResponse
+	23, // 113: postern.admin.v1.TokenService.ListTokens:output_type -> postern.admin.v1.ListTokensResponse
+	25, // 114: postern.admin.v1.TokenService.CreateToken:output_type -> postern.admin.v1.CreateTokenResponse
+	8,  // 115: postern.admin.v1.TokenService.RevokeToken:output_type -> postern.admin.v1.EffectResponse
+	30, // 116: postern.admin.v1.AppService.ListApps:output_type -> postern.admin.v1.ListAppsResponse
+	26, // 117: postern.admin.v1.AppService.GetApp:output_type -> postern.admin.v1.App
+	26, // 118: postern.admin.v1.AppService.PublishApp:output_type -> postern.admin.v1.App
+	26, // 119: postern.admin.v1.AppService.UpdateApp:output_type -> postern.admin.v1.App
+	8,  // 120: postern.admin.v1.AppService.RetireApp:output_type -> postern.admin.v1.EffectResponse
+	36, // 121: postern.admin.v1.AppService.ListProposals:output_type -> postern.admin.v1.ListProposalsResponse
+	26, // 122: postern.admin.v1.AppService.ApproveProposal:output_type -> postern.admin.v1.App
+	8,  // 123: postern.admin.v1.AppService.RejectProposal:output_type -> postern.admin.v1.EffectResponse
+	40, // 124: postern.admin.v1.RuleService.ListRules:output_type -> postern.admin.v1.ListRulesResponse
+	42, // 125: postern.admin.v1.RuleService.PutRule:output_type -> postern.admin.v1.PutRuleResponse
+	42, // 126: postern.admin.v1.RuleService.DeleteRule:output_type -> postern.admin.v1.PutRuleResponse
+	46, // 127: postern.admin.v1.PolicyService.ListRevisions:output_type -> postern.admin.v1.ListRevisionsResponse
+	43, // 128: postern.admin.v1.PolicyService.ShowRevision:output_type -> postern.admin.v1.Revision
+	42, // 129: postern.admin.v1.PolicyService.Rollback:output_type -> postern.admin.v1.PutRuleResponse
+	48, // 130: postern.admin.v1.PolicyService.Check:output_type -> postern.admin.v1.Decision
+	53, // 131: postern.admin.v1.DeviceService.ListDevices:output_type -> postern.admin.v1.ListDevicesResponse
+	8,  // 132: postern.admin.v1.DeviceService.BlockDevice:output_type -> postern.admin.v1.EffectResponse
+	8,  // 133: postern.admin.v1.DeviceService.UnblockDevice:output_type -> postern.admin.v1.EffectResponse
+	8,  // 134: postern.admin.v1.DeviceService.RemoveDevice:output_type -> postern.admin.v1.EffectResponse
+	57, // 135: postern.admin.v1.SessionService.ListSessions:output_type -> postern.admin.v1.ListSessionsResponse
+	8,  // 136: postern.admin.v1.SessionService.EndSession:output_type -> postern.admin.v1.EffectResponse
+	61, // 137: postern.admin.v1.SessionService.ListGrants:output_type -> postern.admin.v1.ListGrantsResponse
+	8,  // 138: postern.admin.v1.SessionService.RevokeGrant:output_type -> postern.admin.v1.EffectResponse
+	64, // 139: postern.admin.v1.AuditService.Search:output_type -> postern.admin.v1.SearchResponse
+	66, // 140: postern.admin.v1.AuditService.Verify:output_type -> postern.admin.v1.VerifyResponse
+	69, // 141: postern.admin.v1.AuditService.Export:output_type -> postern.admin.v1.ExportResponse
+	48, // 142: postern.admin.v1.AuditService.GetDecision:output_type -> postern.admin.v1.Decision
+	74, // 143: postern.admin.v1.ConnectorService.ListConnectors:output_type -> postern.admin.v1.ListConnectorsResponse
+	8,  // 144: postern.admin.v1.ConnectorService.BlockConnector:output_type -> postern.admin.v1.EffectResponse
+	8,  // 145: postern.admin.v1.ConnectorService.UnblockConnector:output_type -> postern.admin.v1.EffectResponse
+	8,  // 146: postern.admin.v1.ConnectorService.RemoveConnector:output_type -> postern.admin.v1.EffectResponse
+	78, // 147: postern.admin.v1.ConnectorService.ListRelays:output_type -> postern.admin.v1.ListRelaysResponse
+	8,  // 148: postern.admin.v1.ConnectorService.RemoveRelay:output_type -> postern.admin.v1.EffectResponse
+	80, // 149: postern.admin.v1.SystemService.Status:output_type -> postern.admin.v1.StatusResponse
+	83, // 150: postern.admin.v1.SystemService.Backup:output_type -> postern.admin.v1.BackupResponse
+	86, // 151: postern.admin.v1.SystemService.ListSuffixes:output_type -> postern.admin.v1.Suffixes
+	86, // 152: postern.admin.v1.SystemService.SetSuffixes:output_type -> postern.admin.v1.Suffixes
+	91, // 153: postern.admin.v1.IssuerService.ListIssuers:output_type -> postern.admin.v1.ListIssuersResponse
+	94, // 154: postern.admin.v1.IssuerService.AddIssuer:output_type -> postern.admin.v1.IssuerResponse
+	94, // 155: postern.admin.v1.IssuerService.UpdateIssuer:output_type -> postern.admin.v1.IssuerResponse
+	94, // 156: postern.admin.v1.IssuerService.TestIssuer:output_type -> postern.admin.v1.IssuerResponse
+	8,  // 157: postern.admin.v1.IssuerService.RemoveIssuer:output_type -> postern.admin.v1.EffectResponse
+	99, // [99:158] is the sub-list for method output_type
+	40, // [40:99] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }
@@ -6718,7 +6837,7 @@ func file_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_v1_admin_proto_rawDesc), len(file_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   98,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   13,
 		},

@@ -1904,9 +1904,12 @@ type WatchRequest struct {
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// epoch, sequence and revoked are what a connector has applied and still holds; all
 	// zero after its start.
-	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Sequence      uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	Revoked       uint64 `protobuf:"varint,4,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	Epoch    uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Sequence uint64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Revoked  uint64 `protobuf:"varint,4,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// remembered are audit heads of before, by writer and number only: the broker answers
+	// with the hashes that it has (AuditHeads), and the caller compares.
+	Remembered    []*AuditHead `protobuf:"bytes,5,rep,name=remembered,proto3" json:"remembered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1969,6 +1972,139 @@ func (x *WatchRequest) GetRevoked() uint64 {
 	return 0
 }
 
+func (x *WatchRequest) GetRemembered() []*AuditHead {
+	if x != nil {
+		return x.Remembered
+	}
+	return nil
+}
+
+// AuditHead is the end of a writer's audit chain at some moment (decisions rule 31).
+type AuditHead struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Writer string                 `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
+	Seq    uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	// hash is that of the record; empty where the broker does not have the record.
+	Hash []byte `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	// archived says that the record left the broker's store inside a signed segment.
+	Archived      bool `protobuf:"varint,4,opt,name=archived,proto3" json:"archived,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHead) Reset() {
+	*x = AuditHead{}
+	mi := &file_control_v1_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHead) ProtoMessage() {}
+
+func (x *AuditHead) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
+func (*AuditHead) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *AuditHead) GetWriter() string {
+	if x != nil {
+		return x.Writer
+	}
+	return ""
+}
+
+func (x *AuditHead) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *AuditHead) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *AuditHead) GetArchived() bool {
+	if x != nil {
+		return x.Archived
+	}
+	return false
+}
+
+// AuditHeads lets the receiver show later that the broker's audit was cut or rewritten.
+type AuditHeads struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// head is the end of this broker's own chain, to be remembered.
+	Head *AuditHead `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	// remembered answers WatchRequest.remembered, in the same order.
+	Remembered    []*AuditHead `protobuf:"bytes,2,rep,name=remembered,proto3" json:"remembered,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditHeads) Reset() {
+	*x = AuditHeads{}
+	mi := &file_control_v1_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditHeads) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditHeads) ProtoMessage() {}
+
+func (x *AuditHeads) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditHeads.ProtoReflect.Descriptor instead.
+func (*AuditHeads) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AuditHeads) GetHead() *AuditHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *AuditHeads) GetRemembered() []*AuditHead {
+	if x != nil {
+		return x.Remembered
+	}
+	return nil
+}
+
 // DevicePush is one message on a client's control stream. (epoch, sequence) only grow;
 // a new epoch means: forget and re-read everything.
 type DevicePush struct {
@@ -1983,6 +2119,7 @@ type DevicePush struct {
 	//	*DevicePush_Ended
 	//	*DevicePush_Reconnect
 	//	*DevicePush_Denials
+	//	*DevicePush_Audit
 	News          isDevicePush_News `protobuf_oneof:"news"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1990,7 +2127,7 @@ type DevicePush struct {
 
 func (x *DevicePush) Reset() {
 	*x = DevicePush{}
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2139,7 @@ func (x *DevicePush) String() string {
 func (*DevicePush) ProtoMessage() {}
 
 func (x *DevicePush) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2152,7 @@ func (x *DevicePush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DevicePush.ProtoReflect.Descriptor instead.
 func (*DevicePush) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DevicePush) GetEpoch() uint64 {
@@ -2091,6 +2228,15 @@ func (x *DevicePush) GetDenials() *Denials {
 	return nil
 }
 
+func (x *DevicePush) GetAudit() *AuditHeads {
+	if x != nil {
+		if x, ok := x.News.(*DevicePush_Audit); ok {
+			return x.Audit
+		}
+	}
+	return nil
+}
+
 type isDevicePush_News interface {
 	isDevicePush_News()
 }
@@ -2115,6 +2261,10 @@ type DevicePush_Denials struct {
 	Denials *Denials `protobuf:"bytes,8,opt,name=denials,proto3,oneof"`
 }
 
+type DevicePush_Audit struct {
+	Audit *AuditHeads `protobuf:"bytes,9,opt,name=audit,proto3,oneof"`
+}
+
 func (*DevicePush_Catalog) isDevicePush_News() {}
 
 func (*DevicePush_Session) isDevicePush_News() {}
@@ -2124,6 +2274,8 @@ func (*DevicePush_Ended) isDevicePush_News() {}
 func (*DevicePush_Reconnect) isDevicePush_News() {}
 
 func (*DevicePush_Denials) isDevicePush_News() {}
+
+func (*DevicePush_Audit) isDevicePush_News() {}
 
 type Catalog struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -2140,7 +2292,7 @@ type Catalog struct {
 
 func (x *Catalog) Reset() {
 	*x = Catalog{}
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2304,7 @@ func (x *Catalog) String() string {
 func (*Catalog) ProtoMessage() {}
 
 func (x *Catalog) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2317,7 @@ func (x *Catalog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catalog.ProtoReflect.Descriptor instead.
 func (*Catalog) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Catalog) GetApps() []*CatalogApp {
@@ -2219,7 +2371,7 @@ type CatalogApp struct {
 
 func (x *CatalogApp) Reset() {
 	*x = CatalogApp{}
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2383,7 @@ func (x *CatalogApp) String() string {
 func (*CatalogApp) ProtoMessage() {}
 
 func (x *CatalogApp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2396,7 @@ func (x *CatalogApp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogApp.ProtoReflect.Descriptor instead.
 func (*CatalogApp) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CatalogApp) GetId() string {
@@ -2314,7 +2466,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2478,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2491,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PortRange) GetNetwork() string {
@@ -2375,7 +2527,7 @@ type SessionNews struct {
 
 func (x *SessionNews) Reset() {
 	*x = SessionNews{}
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2539,7 @@ func (x *SessionNews) String() string {
 func (*SessionNews) ProtoMessage() {}
 
 func (x *SessionNews) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2552,7 @@ func (x *SessionNews) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionNews.ProtoReflect.Descriptor instead.
 func (*SessionNews) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SessionNews) GetState() string {
@@ -2434,7 +2586,7 @@ type GrantsEnded struct {
 
 func (x *GrantsEnded) Reset() {
 	*x = GrantsEnded{}
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2446,7 +2598,7 @@ func (x *GrantsEnded) String() string {
 func (*GrantsEnded) ProtoMessage() {}
 
 func (x *GrantsEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2459,7 +2611,7 @@ func (x *GrantsEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsEnded.ProtoReflect.Descriptor instead.
 func (*GrantsEnded) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GrantsEnded) GetGrantIds() []string {
@@ -2486,7 +2638,7 @@ type Denials struct {
 
 func (x *Denials) Reset() {
 	*x = Denials{}
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2650,7 @@ func (x *Denials) String() string {
 func (*Denials) ProtoMessage() {}
 
 func (x *Denials) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2663,7 @@ func (x *Denials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denials.ProtoReflect.Descriptor instead.
 func (*Denials) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Denials) GetForget() bool {
@@ -2531,7 +2683,7 @@ type Reconnect struct {
 
 func (x *Reconnect) Reset() {
 	*x = Reconnect{}
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2695,7 @@ func (x *Reconnect) String() string {
 func (*Reconnect) ProtoMessage() {}
 
 func (x *Reconnect) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2708,7 @@ func (x *Reconnect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reconnect.ProtoReflect.Descriptor instead.
 func (*Reconnect) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Reconnect) GetAfterMs() int64 {
@@ -2586,6 +2738,7 @@ type ConnectorPush struct {
 	//	*ConnectorPush_Statement
 	//	*ConnectorPush_Relays
 	//	*ConnectorPush_Reconnect
+	//	*ConnectorPush_Audit
 	News          isConnectorPush_News `protobuf_oneof:"news"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2593,7 +2746,7 @@ type ConnectorPush struct {
 
 func (x *ConnectorPush) Reset() {
 	*x = ConnectorPush{}
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2758,7 @@ func (x *ConnectorPush) String() string {
 func (*ConnectorPush) ProtoMessage() {}
 
 func (x *ConnectorPush) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2771,7 @@ func (x *ConnectorPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectorPush.ProtoReflect.Descriptor instead.
 func (*ConnectorPush) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ConnectorPush) GetEpoch() uint64 {
@@ -2694,6 +2847,15 @@ func (x *ConnectorPush) GetReconnect() *Reconnect {
 	return nil
 }
 
+func (x *ConnectorPush) GetAudit() *AuditHeads {
+	if x != nil {
+		if x, ok := x.News.(*ConnectorPush_Audit); ok {
+			return x.Audit
+		}
+	}
+	return nil
+}
+
 type isConnectorPush_News interface {
 	isConnectorPush_News()
 }
@@ -2719,6 +2881,10 @@ type ConnectorPush_Reconnect struct {
 	Reconnect *Reconnect `protobuf:"bytes,8,opt,name=reconnect,proto3,oneof"`
 }
 
+type ConnectorPush_Audit struct {
+	Audit *AuditHeads `protobuf:"bytes,9,opt,name=audit,proto3,oneof"`
+}
+
 func (*ConnectorPush_Keys) isConnectorPush_News() {}
 
 func (*ConnectorPush_Assignment) isConnectorPush_News() {}
@@ -2728,6 +2894,8 @@ func (*ConnectorPush_Statement) isConnectorPush_News() {}
 func (*ConnectorPush_Relays) isConnectorPush_News() {}
 
 func (*ConnectorPush_Reconnect) isConnectorPush_News() {}
+
+func (*ConnectorPush_Audit) isConnectorPush_News() {}
 
 // Keys are the broker's signing keys, each with its certificate from the CA.
 type Keys struct {
@@ -2740,7 +2908,7 @@ type Keys struct {
 
 func (x *Keys) Reset() {
 	*x = Keys{}
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +2920,7 @@ func (x *Keys) String() string {
 func (*Keys) ProtoMessage() {}
 
 func (x *Keys) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +2933,7 @@ func (x *Keys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Keys.ProtoReflect.Descriptor instead.
 func (*Keys) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Keys) GetEd25519() [][]byte {
@@ -2791,7 +2959,7 @@ type Relays struct {
 
 func (x *Relays) Reset() {
 	*x = Relays{}
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2971,7 @@ func (x *Relays) String() string {
 func (*Relays) ProtoMessage() {}
 
 func (x *Relays) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2984,7 @@ func (x *Relays) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Relays.ProtoReflect.Descriptor instead.
 func (*Relays) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Relays) GetRelays() []*RelayPath {
@@ -2837,7 +3005,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +3017,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +3030,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AcknowledgeRequest) GetStatementSequence() uint64 {
@@ -2894,7 +3062,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3074,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3087,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 type HealthRequest struct {
@@ -2938,7 +3106,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3118,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3131,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HealthRequest) GetVersion() string {
@@ -3035,7 +3203,7 @@ type PathHealth struct {
 
 func (x *PathHealth) Reset() {
 	*x = PathHealth{}
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3215,7 @@ func (x *PathHealth) String() string {
 func (*PathHealth) ProtoMessage() {}
 
 func (x *PathHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3228,7 @@ func (x *PathHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathHealth.ProtoReflect.Descriptor instead.
 func (*PathHealth) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PathHealth) GetRelayId() string {
@@ -3111,7 +3279,7 @@ type AppHealth struct {
 
 func (x *AppHealth) Reset() {
 	*x = AppHealth{}
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3291,7 @@ func (x *AppHealth) String() string {
 func (*AppHealth) ProtoMessage() {}
 
 func (x *AppHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3304,7 @@ func (x *AppHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealth.ProtoReflect.Descriptor instead.
 func (*AppHealth) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AppHealth) GetAppId() string {
@@ -3176,7 +3344,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3356,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3369,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HealthResponse) GetTimeMs() int64 {
@@ -3214,14 +3382,17 @@ func (x *HealthResponse) GetTimeMs() int64 {
 type ShipRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// records are canonical JSON lines of the connector's own audit chain.
-	Records       [][]byte `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	Records [][]byte `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	// signed_head is a sealed proto/chain SignedHead over exactly these records, by the
+	// connector's identity key. Empty from connectors that do not sign yet.
+	SignedHead    []byte `protobuf:"bytes,2,opt,name=signed_head,json=signedHead,proto3" json:"signed_head,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ShipRequest) Reset() {
 	*x = ShipRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3404,7 @@ func (x *ShipRequest) String() string {
 func (*ShipRequest) ProtoMessage() {}
 
 func (x *ShipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,12 +3417,19 @@ func (x *ShipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipRequest.ProtoReflect.Descriptor instead.
 func (*ShipRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ShipRequest) GetRecords() [][]byte {
 	if x != nil {
 		return x.Records
+	}
+	return nil
+}
+
+func (x *ShipRequest) GetSignedHead() []byte {
+	if x != nil {
+		return x.SignedHead
 	}
 	return nil
 }
@@ -3265,7 +3443,7 @@ type ShipResponse struct {
 
 func (x *ShipResponse) Reset() {
 	*x = ShipResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[47]
+	mi := &file_control_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3455,7 @@ func (x *ShipResponse) String() string {
 func (*ShipResponse) ProtoMessage() {}
 
 func (x *ShipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[47]
+	mi := &file_control_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3468,7 @@ func (x *ShipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipResponse.ProtoReflect.Descriptor instead.
 func (*ShipResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ShipResponse) GetThrough() uint64 {
@@ -3309,7 +3487,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[48]
+	mi := &file_control_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3321,7 +3499,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[48]
+	mi := &file_control_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3334,7 +3512,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ProposeRequest) GetPublish() []*PublishRequest {
@@ -3353,7 +3531,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[49]
+	mi := &file_control_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3543,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[49]
+	mi := &file_control_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3556,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ProposeResponse) GetResults() []*PublishResult {
@@ -3396,7 +3574,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[50]
+	mi := &file_control_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +3586,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[50]
+	mi := &file_control_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +3599,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 type LeaveResponse struct {
@@ -3432,7 +3610,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[51]
+	mi := &file_control_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3444,7 +3622,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[51]
+	mi := &file_control_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3457,7 +3635,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 type RelayPush struct {
@@ -3477,7 +3655,7 @@ type RelayPush struct {
 
 func (x *RelayPush) Reset() {
 	*x = RelayPush{}
-	mi := &file_control_v1_control_proto_msgTypes[52]
+	mi := &file_control_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +3667,7 @@ func (x *RelayPush) String() string {
 func (*RelayPush) ProtoMessage() {}
 
 func (x *RelayPush) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[52]
+	mi := &file_control_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +3680,7 @@ func (x *RelayPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPush.ProtoReflect.Descriptor instead.
 func (*RelayPush) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RelayPush) GetEpoch() uint64 {
@@ -3595,7 +3773,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_control_v1_control_proto_msgTypes[53]
+	mi := &file_control_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3607,7 +3785,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[53]
+	mi := &file_control_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3620,7 +3798,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Cut) GetHandles() []uint64 {
@@ -3656,7 +3834,7 @@ type RelayReportRequest struct {
 
 func (x *RelayReportRequest) Reset() {
 	*x = RelayReportRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[54]
+	mi := &file_control_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3668,7 +3846,7 @@ func (x *RelayReportRequest) String() string {
 func (*RelayReportRequest) ProtoMessage() {}
 
 func (x *RelayReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[54]
+	mi := &file_control_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3681,7 +3859,7 @@ func (x *RelayReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayReportRequest.ProtoReflect.Descriptor instead.
 func (*RelayReportRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RelayReportRequest) GetVersion() string {
@@ -3721,7 +3899,7 @@ type RelayReportResponse struct {
 
 func (x *RelayReportResponse) Reset() {
 	*x = RelayReportResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[55]
+	mi := &file_control_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3733,7 +3911,7 @@ func (x *RelayReportResponse) String() string {
 func (*RelayReportResponse) ProtoMessage() {}
 
 func (x *RelayReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[55]
+	mi := &file_control_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3746,7 +3924,7 @@ func (x *RelayReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayReportResponse.ProtoReflect.Descriptor instead.
 func (*RelayReportResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RelayReportResponse) GetTimeMs() int64 {
@@ -3895,12 +4073,26 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vWhyResponse\x125\n" +
 	"\areceipt\x18\x01 \x01(\v2\x1b.postern.control.v1.ReceiptR\areceipt\x12\x14\n" +
 	"\x05known\x18\x02 \x01(\bR\x05known\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text\"t\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"\xb3\x01\n" +
 	"\fWatchRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12\x18\n" +
-	"\arevoked\x18\x04 \x01(\x04R\arevoked\"\x86\x03\n" +
+	"\arevoked\x18\x04 \x01(\x04R\arevoked\x12=\n" +
+	"\n" +
+	"remembered\x18\x05 \x03(\v2\x1d.postern.control.v1.AuditHeadR\n" +
+	"remembered\"e\n" +
+	"\tAuditHead\x12\x16\n" +
+	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\fR\x04hash\x12\x1a\n" +
+	"\barchived\x18\x04 \x01(\bR\barchived\"~\n" +
+	"\n" +
+	"AuditHeads\x121\n" +
+	"\x04head\x18\x01 \x01(\v2\x1d.postern.control.v1.AuditHeadR\x04head\x12=\n" +
+	"\n" +
+	"remembered\x18\x02 \x03(\v2\x1d.postern.control.v1.AuditHeadR\n" +
+	"remembered\"\xbe\x03\n" +
 	"\n" +
 	"DevicePush\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3910,7 +4102,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\asession\x18\x05 \x01(\v2\x1f.postern.control.v1.SessionNewsH\x00R\asession\x127\n" +
 	"\x05ended\x18\x06 \x01(\v2\x1f.postern.control.v1.GrantsEndedH\x00R\x05ended\x12=\n" +
 	"\treconnect\x18\a \x01(\v2\x1d.postern.control.v1.ReconnectH\x00R\treconnect\x127\n" +
-	"\adenials\x18\b \x01(\v2\x1b.postern.control.v1.DenialsH\x00R\adenialsB\x06\n" +
+	"\adenials\x18\b \x01(\v2\x1b.postern.control.v1.DenialsH\x00R\adenials\x126\n" +
+	"\x05audit\x18\t \x01(\v2\x1e.postern.control.v1.AuditHeadsH\x00R\x05auditB\x06\n" +
 	"\x04news\"\xd8\x01\n" +
 	"\aCatalog\x122\n" +
 	"\x04apps\x18\x01 \x03(\v2\x1e.postern.control.v1.CatalogAppR\x04apps\x12\x1a\n" +
@@ -3944,7 +4137,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x06forget\x18\x01 \x01(\bR\x06forget\"C\n" +
 	"\tReconnect\x12\x19\n" +
 	"\bafter_ms\x18\x01 \x01(\x03R\aafterMs\x12\x1b\n" +
-	"\tspread_ms\x18\x02 \x01(\x03R\bspreadMs\"\xc9\x02\n" +
+	"\tspread_ms\x18\x02 \x01(\x03R\bspreadMs\"\x81\x03\n" +
 	"\rConnectorPush\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x17\n" +
@@ -3955,7 +4148,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"assignment\x12\x1e\n" +
 	"\tstatement\x18\x06 \x01(\fH\x00R\tstatement\x124\n" +
 	"\x06relays\x18\a \x01(\v2\x1a.postern.control.v1.RelaysH\x00R\x06relays\x12=\n" +
-	"\treconnect\x18\b \x01(\v2\x1d.postern.control.v1.ReconnectH\x00R\treconnectB\x06\n" +
+	"\treconnect\x18\b \x01(\v2\x1d.postern.control.v1.ReconnectH\x00R\treconnect\x126\n" +
+	"\x05audit\x18\t \x01(\v2\x1e.postern.control.v1.AuditHeadsH\x00R\x05auditB\x06\n" +
 	"\x04news\"K\n" +
 	"\x04Keys\x12\x18\n" +
 	"\aed25519\x18\x01 \x03(\fR\aed25519\x12)\n" +
@@ -3990,9 +4184,11 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"checked_ms\x18\x04 \x01(\x03R\tcheckedMs\")\n" +
 	"\x0eHealthResponse\x12\x17\n" +
-	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\"'\n" +
+	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\"H\n" +
 	"\vShipRequest\x12\x18\n" +
-	"\arecords\x18\x01 \x03(\fR\arecords\"(\n" +
+	"\arecords\x18\x01 \x03(\fR\arecords\x12\x1f\n" +
+	"\vsigned_head\x18\x02 \x01(\fR\n" +
+	"signedHead\"(\n" +
 	"\fShipResponse\x12\x18\n" +
 	"\athrough\x18\x01 \x01(\x04R\athrough\"N\n" +
 	"\x0eProposeRequest\x12<\n" +
@@ -4067,7 +4263,7 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_control_v1_control_proto_goTypes = []any{
 	(Verdict)(0),                 // 0: postern.control.v1.Verdict
 	(*HelloRequest)(nil),         // 1: postern.control.v1.HelloRequest
@@ -4099,34 +4295,36 @@ var file_control_v1_control_proto_goTypes = []any{
 	(*WhyRequest)(nil),           // 27: postern.control.v1.WhyRequest
 	(*WhyResponse)(nil),          // 28: postern.control.v1.WhyResponse
 	(*WatchRequest)(nil),         // 29: postern.control.v1.WatchRequest
-	(*DevicePush)(nil),           // 30: postern.control.v1.DevicePush
-	(*Catalog)(nil),              // 31: postern.control.v1.Catalog
-	(*CatalogApp)(nil),           // 32: postern.control.v1.CatalogApp
-	(*PortRange)(nil),            // 33: postern.control.v1.PortRange
-	(*SessionNews)(nil),          // 34: postern.control.v1.SessionNews
-	(*GrantsEnded)(nil),          // 35: postern.control.v1.GrantsEnded
-	(*Denials)(nil),              // 36: postern.control.v1.Denials
-	(*Reconnect)(nil),            // 37: postern.control.v1.Reconnect
-	(*ConnectorPush)(nil),        // 38: postern.control.v1.ConnectorPush
-	(*Keys)(nil),                 // 39: postern.control.v1.Keys
-	(*Relays)(nil),               // 40: postern.control.v1.Relays
-	(*AcknowledgeRequest)(nil),   // 41: postern.control.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),  // 42: postern.control.v1.AcknowledgeResponse
-	(*HealthRequest)(nil),        // 43: postern.control.v1.HealthRequest
-	(*PathHealth)(nil),           // 44: postern.control.v1.PathHealth
-	(*AppHealth)(nil),            // 45: postern.control.v1.AppHealth
-	(*HealthResponse)(nil),       // 46: postern.control.v1.HealthResponse
-	(*ShipRequest)(nil),          // 47: postern.control.v1.ShipRequest
-	(*ShipResponse)(nil),         // 48: postern.control.v1.ShipResponse
-	(*ProposeRequest)(nil),       // 49: postern.control.v1.ProposeRequest
-	(*ProposeResponse)(nil),      // 50: postern.control.v1.ProposeResponse
-	(*LeaveRequest)(nil),         // 51: postern.control.v1.LeaveRequest
-	(*LeaveResponse)(nil),        // 52: postern.control.v1.LeaveResponse
-	(*RelayPush)(nil),            // 53: postern.control.v1.RelayPush
-	(*Cut)(nil),                  // 54: postern.control.v1.Cut
-	(*RelayReportRequest)(nil),   // 55: postern.control.v1.RelayReportRequest
-	(*RelayReportResponse)(nil),  // 56: postern.control.v1.RelayReportResponse
-	nil,                          // 57: postern.control.v1.RelayReportRequest.DropsEntry
+	(*AuditHead)(nil),            // 30: postern.control.v1.AuditHead
+	(*AuditHeads)(nil),           // 31: postern.control.v1.AuditHeads
+	(*DevicePush)(nil),           // 32: postern.control.v1.DevicePush
+	(*Catalog)(nil),              // 33: postern.control.v1.Catalog
+	(*CatalogApp)(nil),           // 34: postern.control.v1.CatalogApp
+	(*PortRange)(nil),            // 35: postern.control.v1.PortRange
+	(*SessionNews)(nil),          // 36: postern.control.v1.SessionNews
+	(*GrantsEnded)(nil),          // 37: postern.control.v1.GrantsEnded
+	(*Denials)(nil),              // 38: postern.control.v1.Denials
+	(*Reconnect)(nil),            // 39: postern.control.v1.Reconnect
+	(*ConnectorPush)(nil),        // 40: postern.control.v1.ConnectorPush
+	(*Keys)(nil),                 // 41: postern.control.v1.Keys
+	(*Relays)(nil),               // 42: postern.control.v1.Relays
+	(*AcknowledgeRequest)(nil),   // 43: postern.control.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),  // 44: postern.control.v1.AcknowledgeResponse
+	(*HealthRequest)(nil),        // 45: postern.control.v1.HealthRequest
+	(*PathHealth)(nil),           // 46: postern.control.v1.PathHealth
+	(*AppHealth)(nil),            // 47: postern.control.v1.AppHealth
+	(*HealthResponse)(nil),       // 48: postern.control.v1.HealthResponse
+	(*ShipRequest)(nil),          // 49: postern.control.v1.ShipRequest
+	(*ShipResponse)(nil),         // 50: postern.control.v1.ShipResponse
+	(*ProposeRequest)(nil),       // 51: postern.control.v1.ProposeRequest
+	(*ProposeResponse)(nil),      // 52: postern.control.v1.ProposeResponse
+	(*LeaveRequest)(nil),         // 53: postern.control.v1.LeaveRequest
+	(*LeaveResponse)(nil),        // 54: postern.control.v1.LeaveResponse
+	(*RelayPush)(nil),            // 55: postern.control.v1.RelayPush
+	(*Cut)(nil),                  // 56: postern.control.v1.Cut
+	(*RelayReportRequest)(nil),   // 57: postern.control.v1.RelayReportRequest
+	(*RelayReportResponse)(nil),  // 58: postern.control.v1.RelayReportResponse
+	nil,                          // 59: postern.control.v1.RelayReportRequest.DropsEntry
 }
 var file_control_v1_control_proto_depIdxs = []int32{
 	3,  // 0: postern.control.v1.EnrollDeviceRequest.device:type_name -> postern.control.v1.DeviceInfo
@@ -4142,71 +4340,76 @@ var file_control_v1_control_proto_depIdxs = []int32{
 	25, // 10: postern.control.v1.ConnectorPath.relays:type_name -> postern.control.v1.RelayPath
 	26, // 11: postern.control.v1.RelayPath.relay:type_name -> postern.control.v1.RelayInfo
 	22, // 12: postern.control.v1.WhyResponse.receipt:type_name -> postern.control.v1.Receipt
-	31, // 13: postern.control.v1.DevicePush.catalog:type_name -> postern.control.v1.Catalog
-	34, // 14: postern.control.v1.DevicePush.session:type_name -> postern.control.v1.SessionNews
-	35, // 15: postern.control.v1.DevicePush.ended:type_name -> postern.control.v1.GrantsEnded
-	37, // 16: postern.control.v1.DevicePush.reconnect:type_name -> postern.control.v1.Reconnect
-	36, // 17: postern.control.v1.DevicePush.denials:type_name -> postern.control.v1.Denials
-	32, // 18: postern.control.v1.Catalog.apps:type_name -> postern.control.v1.CatalogApp
-	26, // 19: postern.control.v1.Catalog.relays:type_name -> postern.control.v1.RelayInfo
-	33, // 20: postern.control.v1.CatalogApp.ports:type_name -> postern.control.v1.PortRange
-	6,  // 21: postern.control.v1.SessionNews.session:type_name -> postern.control.v1.Session
-	22, // 22: postern.control.v1.GrantsEnded.receipt:type_name -> postern.control.v1.Receipt
-	39, // 23: postern.control.v1.ConnectorPush.keys:type_name -> postern.control.v1.Keys
-	40, // 24: postern.control.v1.ConnectorPush.relays:type_name -> postern.control.v1.Relays
-	37, // 25: postern.control.v1.ConnectorPush.reconnect:type_name -> postern.control.v1.Reconnect
-	25, // 26: postern.control.v1.Relays.relays:type_name -> postern.control.v1.RelayPath
-	44, // 27: postern.control.v1.HealthRequest.paths:type_name -> postern.control.v1.PathHealth
-	45, // 28: postern.control.v1.HealthRequest.apps:type_name -> postern.control.v1.AppHealth
-	8,  // 29: postern.control.v1.ProposeRequest.publish:type_name -> postern.control.v1.PublishRequest
-	11, // 30: postern.control.v1.ProposeResponse.results:type_name -> postern.control.v1.PublishResult
-	39, // 31: postern.control.v1.RelayPush.keys:type_name -> postern.control.v1.Keys
-	54, // 32: postern.control.v1.RelayPush.cut:type_name -> postern.control.v1.Cut
-	37, // 33: postern.control.v1.RelayPush.reconnect:type_name -> postern.control.v1.Reconnect
-	57, // 34: postern.control.v1.RelayReportRequest.drops:type_name -> postern.control.v1.RelayReportRequest.DropsEntry
-	1,  // 35: postern.control.v1.EnrollService.Hello:input_type -> postern.control.v1.HelloRequest
-	4,  // 36: postern.control.v1.EnrollService.EnrollDevice:input_type -> postern.control.v1.EnrollDeviceRequest
-	7,  // 37: postern.control.v1.EnrollService.JoinConnector:input_type -> postern.control.v1.JoinConnectorRequest
-	9,  // 38: postern.control.v1.EnrollService.JoinRelay:input_type -> postern.control.v1.JoinRelayRequest
-	12, // 39: postern.control.v1.EnrollService.Renew:input_type -> postern.control.v1.RenewRequest
-	14, // 40: postern.control.v1.DeviceService.SignIn:input_type -> postern.control.v1.SignInRequest
-	16, // 41: postern.control.v1.DeviceService.SignOut:input_type -> postern.control.v1.SignOutRequest
-	19, // 42: postern.control.v1.DeviceService.Report:input_type -> postern.control.v1.ReportRequest
-	21, // 43: postern.control.v1.DeviceService.Authorize:input_type -> postern.control.v1.AuthorizeRequest
-	27, // 44: postern.control.v1.DeviceService.Why:input_type -> postern.control.v1.WhyRequest
-	29, // 45: postern.control.v1.DeviceService.Watch:input_type -> postern.control.v1.WatchRequest
-	29, // 46: postern.control.v1.ConnectorService.Watch:input_type -> postern.control.v1.WatchRequest
-	41, // 47: postern.control.v1.ConnectorService.Acknowledge:input_type -> postern.control.v1.AcknowledgeRequest
-	43, // 48: postern.control.v1.ConnectorService.Health:input_type -> postern.control.v1.HealthRequest
-	47, // 49: postern.control.v1.ConnectorService.Ship:input_type -> postern.control.v1.ShipRequest
-	49, // 50: postern.control.v1.ConnectorService.Propose:input_type -> postern.control.v1.ProposeRequest
-	51, // 51: postern.control.v1.ConnectorService.Leave:input_type -> postern.control.v1.LeaveRequest
-	29, // 52: postern.control.v1.RelayService.Watch:input_type -> postern.control.v1.WatchRequest
-	55, // 53: postern.control.v1.RelayService.Report:input_type -> postern.control.v1.RelayReportRequest
-	2,  // 54: postern.control.v1.EnrollService.Hello:output_type -> postern.control.v1.HelloResponse
-	5,  // 55: postern.control.v1.EnrollService.EnrollDevice:output_type -> postern.control.v1.EnrollDeviceResponse
-	10, // 56: postern.control.v1.EnrollService.JoinConnector:output_type -> postern.control.v1.JoinResponse
-	10, // 57: postern.control.v1.EnrollService.JoinRelay:output_type -> postern.control.v1.JoinResponse
-	13, // 58: postern.control.v1.EnrollService.Renew:output_type -> postern.control.v1.RenewResponse
-	15, // 59: postern.control.v1.DeviceService.SignIn:output_type -> postern.control.v1.SignInResponse
-	17, // 60: postern.control.v1.DeviceService.SignOut:output_type -> postern.control.v1.SignOutResponse
-	20, // 61: postern.control.v1.DeviceService.Report:output_type -> postern.control.v1.ReportResponse
-	23, // 62: postern.control.v1.DeviceService.Authorize:output_type -> postern.control.v1.AuthorizeResponse
-	28, // 63: postern.control.v1.DeviceService.Why:output_type -> postern.control.v1.WhyResponse
-	30, // 64: postern.control.v1.DeviceService.Watch:output_type -> postern.control.v1.DevicePush
-	38, // 65: postern.control.v1.ConnectorService.Watch:output_type -> postern.control.v1.ConnectorPush
-	42, // 66: postern.control.v1.ConnectorService.Acknowledge:output_type -> postern.control.v1.AcknowledgeResponse
-	46, // 67: postern.control.v1.ConnectorService.Health:output_type -> postern.control.v1.HealthResponse
-	48, // 68: postern.control.v1.ConnectorService.Ship:output_type -> postern.control.v1.ShipResponse
-	50, // 69: postern.control.v1.ConnectorService.Propose:output_type -> postern.control.v1.ProposeResponse
-	52, // 70: postern.control.v1.ConnectorService.Leave:output_type -> postern.control.v1.LeaveResponse
-	53, // 71: postern.control.v1.RelayService.Watch:output_type -> postern.control.v1.RelayPush
-	56, // 72: postern.control.v1.RelayService.Report:output_type -> postern.control.v1.RelayReportResponse
-	54, // [54:73] is the sub-list for method output_type
-	35, // [35:54] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	30, // 13: postern.control.v1.WatchRequest.remembered:type_name -> postern.control.v1.AuditHead
+	30, // 14: postern.control.v1.AuditHeads.head:type_name -> postern.control.v1.AuditHead
+	30, // 15: postern.control.v1.AuditHeads.remembered:type_name -> postern.control.v1.AuditHead
+	33, // 16: postern.control.v1.DevicePush.catalog:type_name -> postern.control.v1.Catalog
+	36, // 17: postern.control.v1.DevicePush.session:type_name -> postern.control.v1.SessionNews
+	37, // 18: postern.control.v1.DevicePush.ended:type_name -> postern.control.v1.GrantsEnded
+	39, // 19: postern.control.v1.DevicePush.reconnect:type_name -> postern.control.v1.Reconnect
+	38, // 20: postern.control.v1.DevicePush.denials:type_name -> postern.control.v1.Denials
+	31, // 21: postern.control.v1.DevicePush.audit:type_name -> postern.control.v1.AuditHeads
+	34, // 22: postern.control.v1.Catalog.apps:type_name -> postern.control.v1.CatalogApp
+	26, // 23: postern.control.v1.Catalog.relays:type_name -> postern.control.v1.RelayInfo
+	35, // 24: postern.control.v1.CatalogApp.ports:type_name -> postern.control.v1.PortRange
+	6,  // 25: postern.control.v1.SessionNews.session:type_name -> postern.control.v1.Session
+	22, // 26: postern.control.v1.GrantsEnded.receipt:type_name -> postern.control.v1.Receipt
+	41, // 27: postern.control.v1.ConnectorPush.keys:type_name -> postern.control.v1.Keys
+	42, // 28: postern.control.v1.ConnectorPush.relays:type_name -> postern.control.v1.Relays
+	39, // 29: postern.control.v1.ConnectorPush.reconnect:type_name -> postern.control.v1.Reconnect
+	31, // 30: postern.control.v1.ConnectorPush.audit:type_name -> postern.control.v1.AuditHeads
+	25, // 31: postern.control.v1.Relays.relays:type_name -> postern.control.v1.RelayPath
+	46, // 32: postern.control.v1.HealthRequest.paths:type_name -> postern.control.v1.PathHealth
+	47, // 33: postern.control.v1.HealthRequest.apps:type_name -> postern.control.v1.AppHealth
+	8,  // 34: postern.control.v1.ProposeRequest.publish:type_name -> postern.control.v1.PublishRequest
+	11, // 35: postern.control.v1.ProposeResponse.results:type_name -> postern.control.v1.PublishResult
+	41, // 36: postern.control.v1.RelayPush.keys:type_name -> postern.control.v1.Keys
+	56, // 37: postern.control.v1.RelayPush.cut:type_name -> postern.control.v1.Cut
+	39, // 38: postern.control.v1.RelayPush.reconnect:type_name -> postern.control.v1.Reconnect
+	59, // 39: postern.control.v1.RelayReportRequest.drops:type_name -> postern.control.v1.RelayReportRequest.DropsEntry
+	1,  // 40: postern.control.v1.EnrollService.Hello:input_type -> postern.control.v1.HelloRequest
+	4,  // 41: postern.control.v1.EnrollService.EnrollDevice:input_type -> postern.control.v1.EnrollDeviceRequest
+	7,  // 42: postern.control.v1.EnrollService.JoinConnector:input_type -> postern.control.v1.JoinConnectorRequest
+	9,  // 43: postern.control.v1.EnrollService.JoinRelay:input_type -> postern.control.v1.JoinRelayRequest
+	12, // 44: postern.control.v1.EnrollService.Renew:input_type -> postern.control.v1.RenewRequest
+	14, // 45: postern.control.v1.DeviceService.SignIn:input_type -> postern.control.v1.SignInRequest
+	16, // 46: postern.control.v1.DeviceService.SignOut:input_type -> postern.control.v1.SignOutRequest
+	19, // 47: postern.control.v1.DeviceService.Report:input_type -> postern.control.v1.ReportRequest
+	21, // 48: postern.control.v1.DeviceService.Authorize:input_type -> postern.control.v1.AuthorizeRequest
+	27, // 49: postern.control.v1.DeviceService.Why:input_type -> postern.control.v1.WhyRequest
+	29, // 50: postern.control.v1.DeviceService.Watch:input_type -> postern.control.v1.WatchRequest
+	29, // 51: postern.control.v1.ConnectorService.Watch:input_type -> postern.control.v1.WatchRequest
+	43, // 52: postern.control.v1.ConnectorService.Acknowledge:input_type -> postern.control.v1.AcknowledgeRequest
+	45, // 53: postern.control.v1.ConnectorService.Health:input_type -> postern.control.v1.HealthRequest
+	49, // 54: postern.control.v1.ConnectorService.Ship:input_type -> postern.control.v1.ShipRequest
+	51, // 55: postern.control.v1.ConnectorService.Propose:input_type -> postern.control.v1.ProposeRequest
+	53, // 56: postern.control.v1.ConnectorService.Leave:input_type -> postern.control.v1.LeaveRequest
+	29, // 57: postern.control.v1.RelayService.Watch:input_type -> postern.control.v1.WatchRequest
+	57, // 58: postern.control.v1.RelayService.Report:input_type -> postern.control.v1.RelayReportRequest
+	2,  // 59: postern.control.v1.EnrollService.Hello:output_type -> postern.control.v1.HelloResponse
+	5,  // 60: postern.control.v1.EnrollService.EnrollDevice:output_type -> postern.control.v1.EnrollDeviceResponse
+	10, // 61: postern.control.v1.EnrollService.JoinConnector:output_type -> postern.control.v1.JoinResponse
+	10, // 62: postern.control.v1.EnrollService.JoinRelay:output_type -> postern.control.v1.JoinResponse
+	13, // 63: postern.control.v1.EnrollService.Renew:output_type -> postern.control.v1.RenewResponse
+	15, // 64: postern.control.v1.DeviceService.SignIn:output_type -> postern.control.v1.SignInResponse
+	17, // 65: postern.control.v1.DeviceService.SignOut:output_type -> postern.control.v1.SignOutResponse
+	20, // 66: postern.control.v1.DeviceService.Report:output_type -> postern.control.v1.ReportResponse
+	23, // 67: postern.control.v1.DeviceService.Authorize:output_type -> postern.control.v1.AuthorizeResponse
+	28, // 68: postern.control.v1.DeviceService.Why:output_type -> postern.control.v1.WhyResponse
+	32, // 69: postern.control.v1.DeviceService.Watch:output_type -> postern.control.v1.DevicePush
+	40, // 70: postern.control.v1.ConnectorService.Watch:output_type -> postern.control.v1.ConnectorPush
+	44, // 71: postern.control.v1.ConnectorService.Acknowledge:output_type -> postern.control.v1.AcknowledgeResponse
+	48, // 72: postern.control.v1.ConnectorService.Health:output_type -> postern.control.v1.HealthResponse
+	50, // 73: postern.control.v1.ConnectorService.Ship:output_type -> postern.control.v1.ShipResponse
+	52, // 74: postern.control.v1.ConnectorService.Propose:output_type -> postern.control.v1.ProposeResponse
+	54, // 75: postern.control.v1.ConnectorService.Leave:output_type -> postern.control.v1.LeaveResponse
+	55, // 76: postern.control.v1.RelayService.Watch:output_type -> postern.control.v1.RelayPush
+	58, // 77: postern.control.v1.RelayService.Report:output_type -> postern.control.v1.RelayReportResponse
+	59, // [59:78] is the sub-list for method output_type
+	40, // [40:59] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -4214,21 +4417,23 @@ func file_control_v1_control_proto_init() {
 	if File_control_v1_control_proto != nil {
 		return
 	}
-	file_control_v1_control_proto_msgTypes[29].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[31].OneofWrappers = []any{
 		(*DevicePush_Catalog)(nil),
 		(*DevicePush_Session)(nil),
 		(*DevicePush_Ended)(nil),
 		(*DevicePush_Reconnect)(nil),
 		(*DevicePush_Denials)(nil),
+		(*DevicePush_Audit)(nil),
 	}
-	file_control_v1_control_proto_msgTypes[37].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[39].OneofWrappers = []any{
 		(*ConnectorPush_Keys)(nil),
 		(*ConnectorPush_Assignment)(nil),
 		(*ConnectorPush_Statement)(nil),
 		(*ConnectorPush_Relays)(nil),
 		(*ConnectorPush_Reconnect)(nil),
+		(*ConnectorPush_Audit)(nil),
 	}
-	file_control_v1_control_proto_msgTypes[52].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[54].OneofWrappers = []any{
 		(*RelayPush_Keys)(nil),
 		(*RelayPush_Cut)(nil),
 		(*RelayPush_Reconnect)(nil),
@@ -4239,7 +4444,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   57,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -345,8 +345,11 @@ type StatusResponse struct {
 	Problems         []string      `protobuf:"bytes,13,rep,name=problems,proto3" json:"problems,omitempty"`
 	Version          string        `protobuf:"bytes,14,opt,name=version,proto3" json:"version,omitempty"`
 	ClockOffsetMs    int64         `protobuf:"varint,15,opt,name=clock_offset_ms,json=clockOffsetMs,proto3" json:"clock_offset_ms,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// audit_heads are the ends of the broker's audit that this device remembers, as
+	// writer:number:hash, for `postern-broker audit verify --head`.
+	AuditHeads    []string `protobuf:"bytes,16,rep,name=audit_heads,json=auditHeads,proto3" json:"audit_heads,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -482,6 +485,13 @@ func (x *StatusResponse) GetClockOffsetMs() int64 {
 		return x.ClockOffsetMs
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetAuditHeads() []string {
+	if x != nil {
+		return x.AuditHeads
+	}
+	return nil
 }
 
 type LinkStatus struct {
@@ -1103,7 +1113,7 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\fDownResponse\"\x0f\n" +
 	"\rLogoutRequest\"\x10\n" +
 	"\x0eLogoutResponse\"\x0f\n" +
-	"\rStatusRequest\"\xf4\x03\n" +
+	"\rStatusRequest\"\x95\x04\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
 	"\x06broker\x18\x02 \x01(\tR\x06broker\x12\x12\n" +
@@ -1123,7 +1133,9 @@ const file_local_v1_local_proto_rawDesc = "" +
 	"\x05facts\x18\f \x03(\v2\x1c.postern.local.v1.FactStatusR\x05facts\x12\x1a\n" +
 	"\bproblems\x18\r \x03(\tR\bproblems\x12\x18\n" +
 	"\aversion\x18\x0e \x01(\tR\aversion\x12&\n" +
-	"\x0fclock_offset_ms\x18\x0f \x01(\x03R\rclockOffsetMs\"\xdc\x01\n" +
+	"\x0fclock_offset_ms\x18\x0f \x01(\x03R\rclockOffsetMs\x12\x1f\n" +
+	"\vaudit_heads\x18\x10 \x03(\tR\n" +
+	"auditHeads\"\xdc\x01\n" +
 	"\n" +
 	"LinkStatus\x12!\n" +
 	"\fconnector_id\x18\x01 \x01(\tR\vconnectorId\x12\x18\n" +
