@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -345,6 +346,13 @@ func FuzzVerifyFile(f *testing.F) {
 	f.Add([]byte(header + `{"postern":{"end":{"lines":1}}}`))
 	f.Add([]byte(header + `{"v":1,"writer":"w","seq":1,"time_ms":1,"prev":"` + strings.Repeat("0", 64) + `","kind":"k"}` + "\n" +
 		`{"postern":{"segment":{"writer":"w","signed":"AAAA"}}}`))
+	c := newConnector()
+	signed := c.signed(c.write(1))
+	frame, err := json.Marshal(map[string]any{"postern": map[string]any{"connector": map[string]any{"writer": c.id, "signed": signed.SignedHead}}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(header + string(signed.Records[0]) + "\n" + string(frame) + "\n"))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		_, _ = audit.VerifyFile(bytes.NewReader(file), audit.Trust{}) // must not panic
 	})

@@ -27,7 +27,7 @@ type ConnectorHead struct {
 // is over these records; nil for one that is not signed.
 func (s Shipment) openHead() (*ConnectorHead, error) {
 	if len(s.SignedHead) == 0 {
-		return nil, nil //nolint:nilnil // no signature is no error: older connectors have none
+		return nil, nil // older connectors do not sign
 	}
 	h, err := chain.OpenSignedHead(s.Key, s.SignedHead)
 	if err != nil {

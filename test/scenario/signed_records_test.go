@@ -90,6 +90,9 @@ func rewriteHistory(t *testing.T, w *world, writer, old, fresh string) {
 		}
 		lines = append(lines, line)
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	if !strings.Contains(strings.Join(lines, ""), old) {
 		t.Fatalf("no record holds %s", old)
 	}
