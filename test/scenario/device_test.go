@@ -19,6 +19,7 @@ import (
 	"github.com/postern-zt/postern/netstack/peer"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
+	"github.com/postern-zt/postern/proto/ids"
 )
 
 // device is a client without the product's client: it keeps to the protocol as far as the
@@ -34,6 +35,7 @@ type device struct {
 	id      string
 	tunnels map[string]*tunnel
 	news    *news
+	pin     *ids.KeyID // of whom relays must have their certificates; nil is the broker
 }
 
 // device enrols a device of a user, reports the basic facts and follows the broker's news.
