@@ -166,11 +166,12 @@ func (c *Capture) Frames(iface string) int {
 	return c.frames[iface]
 }
 
-// Sent lists the addresses to which packets left through an interface, multicast left out.
-func (c *Capture) Sent(iface string) []netip.Addr {
+// Sent counts the packets that left through an interface, by where they went; multicast is
+// left out.
+func (c *Capture) Sent(iface string) map[netip.Addr]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := slices.DeleteFunc(slices.Collect(maps.Keys(c.sent[iface])), netip.Addr.IsMulticast)
-	slices.SortFunc(out, netip.Addr.Compare)
+	out := maps.Clone(c.sent[iface])
+	maps.DeleteFunc(out, func(to netip.Addr, _ int) bool { return to.IsMulticast() })
 	return out
 }

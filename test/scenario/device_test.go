@@ -20,6 +20,7 @@ import (
 	"github.com/postern-zt/postern/proto/chain"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
+	"github.com/postern-zt/postern/proto/ids"
 )
 
 // device is a client without the product's client: it keeps to the protocol as far as the
@@ -37,6 +38,7 @@ type device struct {
 	news    *news
 	// witness remembers the broker's audit; nil before watch.
 	witness *control.Witness
+	pin     *ids.KeyID // of whom relays must have their certificates; nil is the broker
 }
 
 // device enrols a device of a user, reports the basic facts and follows the broker's news.

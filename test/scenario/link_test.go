@@ -99,6 +99,9 @@ func (d *device) relay(path *controlv1.RelayPath) attach.RelayInfo {
 		kind, name = control.KindBroker, ""
 	}
 	pin := d.w.where().Pin
+	if d.pin != nil {
+		pin = *d.pin
+	}
 	return attach.RelayInfo{ID: ids.RelayID(path.Relay.Id), TCP: path.Relay.Addresses, UDP: path.Relay.Addresses, TLS: &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // the pin is checked instead

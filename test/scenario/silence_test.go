@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/postern-zt/postern/netstack/relay/wire"
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/ticket"
 )
 
@@ -18,7 +19,13 @@ const goodQuestion = 99
 // ticket gets its cookie, which is no larger than the question (invariant 5).
 func TestUDPPortAnswersOnlyTickets(t *testing.T) {
 	l := newLiars(t)
-	path := l.ann.granted("wiki").Connectors[0].Relays[0]
+	l.answersOnlyTickets(l.ann.granted("wiki").Connectors[0].Relays[0])
+}
+
+// answersOnlyTickets sends to the relay's port what strangers can send, then a valid ticket.
+func (l *liars) answersOnlyTickets(path *controlv1.RelayPath) {
+	t := l.t
+	t.Helper()
 	c, err := net.Dial("udp", l.cfg.Listen)
 	if err != nil {
 		t.Fatal(err)

@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/postern-zt/postern/test/netns"
 )
 
@@ -116,8 +114,8 @@ func TestTunnelThroughProxy(t *testing.T) {
 	testCurl(t, ann, "", curlRefused)
 	o.carriedBy(t, ann, "tls")
 	o.verifyAudit(t)
-	if got, want := watch.Sent(iface), []netip.Addr{netip.MustParseAddr(gateAddr)}; !cmp.Equal(got, want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
-		t.Errorf("packets went to %v, want %v only", got, want)
+	if got := watch.Sent(iface); len(got) != 1 || got[netip.MustParseAddr(gateAddr)] == 0 {
+		t.Errorf("packets went to %v, want %s only", got, gateAddr)
 	}
 	if watch.Frames("postern0") == 0 || g.tunnels.Load() == 0 {
 		t.Errorf("%d packets through the tunnel interface, %d connections through the proxy", watch.Frames("postern0"), g.tunnels.Load())

@@ -38,6 +38,8 @@ type machine struct {
 	dir string
 	uid int
 	env []string
+	// uplink is its interface on the public network, of those that have one.
+	uplink string
 }
 
 // newMachine makes one whose programs run as root.

@@ -58,7 +58,7 @@ func newOffice(t *testing.T, private ...string) *office {
 	o := &office{t: t, broker: newMachine(t, w, "broker"), site: newMachine(t, w, "site"), laptop: newMachine(t, w, "laptop")}
 	internet := w.Switch("internet")
 	for m, addr := range map[*machine]string{o.broker: brokerAddr, o.site: siteAddr, o.laptop: laptopAddr} {
-		internet.Attach(m.Host, netip.PrefixFrom(netip.MustParseAddr(addr), 24))
+		m.uplink = internet.Attach(m.Host, netip.PrefixFrom(netip.MustParseAddr(addr), 24))
 	}
 	for _, addr := range private {
 		o.site.IP("addr", "add", addr+"/32", "dev", "lo")
