@@ -100,6 +100,8 @@ type Authorizer struct {
 	// revoked waits for the reactor, which takes it every second.
 	revoked  []Ended
 	presence presence
+	// places holds the address from which each session was heard last.
+	places map[ids.SessionID]netip.Addr
 }
 
 // New returns an Authorizer.
@@ -151,7 +153,7 @@ func (a *Authorizer) Authorize(ctx context.Context, req Request) (Answer, error)
 func (a *Authorizer) live(ctx context.Context, req Request) (Answer, bool) {
 	now := a.cfg.Now()
 	g, ok := a.cfg.Ledger.Find(req.Session.ID, req.App.ID, now.Add(time.Minute))
-	if !ok {
+	if !ok || a.elsewhere(req.Session.ID, req.Source) {
 		return Answer{}, false
 	}
 	cons, err := a.connectors(ctx, req.App)

@@ -52,6 +52,7 @@ const (
 	CauseRestore        Cause = "restore"
 	CauseReplacedGrant  Cause = "replaced"
 	CauseFactsChanged   Cause = "facts_changed"
+	CauseMoved          Cause = "moved"
 	CausePolicyChanged  Cause = "policy_changed"
 	CauseIdentityFailed Cause = "identity_refused"
 )
