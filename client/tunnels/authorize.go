@@ -2,6 +2,7 @@ package tunnels
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,8 +13,13 @@ import (
 	"github.com/postern-zt/postern/proto/ids"
 )
 
-// authorizeTimeout bounds one question to the broker.
-const authorizeTimeout = 15 * time.Second
+const (
+	// authorizeTimeout bounds one question to the broker.
+	authorizeTimeout = 15 * time.Second
+	// stepUpHold is how long a program waits while its user signs in again (decisions
+	// rule 20).
+	stepUpHold = 8 * time.Second
+)
 
 // call is work that several wait for.
 type call[T any] struct {
@@ -59,11 +65,11 @@ func (t *Tunnels) grant(ctx context.Context, a ask) (*session.Grant, error) {
 			return g, nil
 		}
 	}
-	if r, ok := t.book.Denial(a.app, time.Now()); ok {
+	c := t.asking[key] // one that is under way may wait for a step-up, behind its denial
+	if r, ok := t.book.Denial(a.app, time.Now()); ok && c == nil {
 		t.mu.Unlock()
 		return nil, &DeniedError{Receipt: r}
 	}
-	c := t.asking[key]
 	if c == nil {
 		c = newCall[*session.Grant]()
 		if !t.startLocked(func(ctx context.Context) { t.authorize(ctx, a, c) }) {
@@ -76,22 +82,56 @@ func (t *Tunnels) grant(ctx context.Context, a ask) (*session.Grant, error) {
 	return c.wait(ctx)
 }
 
-// authorize asks the broker and writes the answer into the book before anyone sees it.
+// authorize asks the broker and writes the answer into the book before anyone sees it. A
+// step-up is waited for: whenever denials are void it asks again.
 func (t *Tunnels) authorize(ctx context.Context, a ask, c *call[*session.Grant]) {
-	ctx, cancel := context.WithTimeout(ctx, authorizeTimeout)
+	hold, cancel := context.WithTimeout(ctx, stepUpHold)
 	defer cancel()
-	req := &controlv1.AuthorizeRequest{AppId: string(a.app.ID), AppName: a.app.Name, Network: a.network, Port: uint32(a.port)}
-	resp, err := t.cfg.Client.Authorize(ctx, connect.NewRequest(req))
-	var g *session.Grant
-	if err != nil {
-		err = explain(err)
-	} else {
-		g, err = t.take(a.app, resp.Msg)
+	void := t.denialsVoid()
+	g, err := t.question(ctx, a)
+	for needsStepUp(err) && waitFor(hold, void) {
+		void = t.denialsVoid()
+		g, err = t.question(ctx, a)
 	}
 	t.mu.Lock()
 	delete(t.asking, a.app.Key())
 	t.mu.Unlock()
 	c.finish(g, err)
+}
+
+// question is one question to the broker.
+func (t *Tunnels) question(ctx context.Context, a ask) (*session.Grant, error) {
+	ctx, cancel := context.WithTimeout(ctx, authorizeTimeout)
+	defer cancel()
+	req := &controlv1.AuthorizeRequest{AppId: string(a.app.ID), AppName: a.app.Name, Network: a.network, Port: uint32(a.port)}
+	resp, err := t.cfg.Client.Authorize(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, explain(err)
+	}
+	return t.take(a.app, resp.Msg)
+}
+
+// needsStepUp reports a refusal that a new sign-in would turn.
+func needsStepUp(err error) bool {
+	denied, ok := errors.AsType[*DeniedError](err)
+	return ok && denied.Receipt.GetVerdict() == controlv1.Verdict_VERDICT_STEP_UP
+}
+
+// denialsVoid is closed when the next news makes denials void.
+func (t *Tunnels) denialsVoid() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.void
+}
+
+// waitFor reports whether ch was closed before ctx ended.
+func waitFor(ctx context.Context, ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // take keeps the broker's answer. Anything but a clear permission is a denial.

@@ -97,6 +97,7 @@ type Tunnels struct {
 	connectors map[ids.ConnectorID]*connector
 	nextRef    link.GrantRef
 	refused    *controlv1.Receipt
+	void       chan struct{} // closed and replaced when denials are void
 }
 
 // New checks the configuration; Run does the work.
@@ -113,6 +114,7 @@ func New(cfg Config) (*Tunnels, error) {
 	t := &Tunnels{
 		cfg: cfg, log: cfg.Log.With("component", "tunnels"), memory: flow.NewMemory(0), chooser: link.NewChooser(),
 		instance: frame.NewInstanceID(), ready: make(chan struct{}),
+		void:   make(chan struct{}),
 		asking: map[string]*call[*session.Grant]{}, connectors: map[ids.ConnectorID]*connector{},
 	}
 	t.reach = t.dial
@@ -295,6 +297,8 @@ func (t *Tunnels) ForgetDenials() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.book.ForgetDenials()
+	close(t.void)
+	t.void = make(chan struct{})
 }
 
 // Refused is the receipt of the latest refusal, nil when there was none.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/google/go-cmp/cmp"
@@ -55,7 +57,7 @@ func TestDeniedIsRememberedUntilTold(t *testing.T) {
 }
 
 func TestUnknownVerdictDenies(t *testing.T) {
-	for _, v := range []controlv1.Verdict{controlv1.Verdict_VERDICT_UNSPECIFIED, controlv1.Verdict_VERDICT_STEP_UP, 99} {
+	for _, v := range []controlv1.Verdict{controlv1.Verdict_VERDICT_UNSPECIFIED, 99} {
 		w := newWorld(t, newSite(t))
 		w.SetClientForTest(authorizer(func() *controlv1.AuthorizeResponse {
 			return &controlv1.AuthorizeResponse{Receipt: &controlv1.Receipt{Verdict: v}, Grant: []byte("x"), GrantId: string(ids.New[ids.GrantID]())}
@@ -64,6 +66,53 @@ func TestUnknownVerdictDenies(t *testing.T) {
 		if err := w.echo(t, wiki); !errors.As(err, &denied) {
 			t.Errorf("verdict %v: %v", v, err)
 		}
+	}
+}
+
+// A program whose user has to sign in again waits for that, but not long.
+func TestStepUpIsWaitedFor(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		signIn  time.Duration // when the user does; zero is never
+		changes bool          // whether it helps
+		waits   time.Duration
+		want    bool
+	}{
+		{"in time", 3 * time.Second, true, 3 * time.Second, true},
+		{"never", 0, false, 8 * time.Second, false},
+		{"too late", 9 * time.Second, true, 8 * time.Second, false},
+		{"in vain", 3 * time.Second, false, 8 * time.Second, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, newSite(t))
+				w.broker.set(func(b *broker) { b.stepUp = true })
+				if tt.signIn > 0 {
+					time.AfterFunc(tt.signIn, func() {
+						w.broker.set(func(b *broker) { b.stepUp = !tt.changes })
+						w.ForgetDenials()
+					})
+				}
+				start := time.Now()
+				var work sync.WaitGroup
+				for range 3 {
+					work.Go(func() {
+						err := w.echo(t, wiki)
+						var denied *tunnels.DeniedError
+						if tt.want != (err == nil) || !tt.want && !errors.As(err, &denied) {
+							t.Errorf("OpenTCP = %v", err)
+						}
+					})
+				}
+				work.Wait()
+				if took := time.Since(start); took < tt.waits || took > tt.waits+time.Second {
+					t.Errorf("waited %s, want %s", took, tt.waits)
+				}
+				if asked := w.broker.count(); asked > 2 {
+					t.Errorf("asked %d times", asked)
+				}
+			})
+		})
 	}
 }
 

@@ -154,9 +154,11 @@ type broker struct {
 	// sites are the connectors of each grant, in order; deny refuses; err fails.
 	sites []*site
 	deny  bool
-	err   error
-	hold  chan struct{}
-	asked int
+	// stepUp asks for a new sign-in.
+	stepUp bool
+	err    error
+	hold   chan struct{}
+	asked  int
 }
 
 func (b *broker) set(f func(b *broker)) {
@@ -188,6 +190,11 @@ func (b *broker) Authorize(ctx context.Context, _ *connect.Request[controlv1.Aut
 	defer b.mu.Unlock()
 	if b.err != nil {
 		return nil, b.err
+	}
+	if b.stepUp {
+		return connect.NewResponse(&controlv1.AuthorizeResponse{RetryAfterMs: 30_000, Receipt: &controlv1.Receipt{
+			Id: "K7M2-Q4TX", Verdict: controlv1.Verdict_VERDICT_STEP_UP, Reason: "Sign in again.", AppName: "wiki",
+		}}), nil
 	}
 	if b.deny {
 		return connect.NewResponse(&controlv1.AuthorizeResponse{RetryAfterMs: 30_000, Receipt: &controlv1.Receipt{
