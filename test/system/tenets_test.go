@@ -91,19 +91,29 @@ func noCleartext(t *testing.T, carrier string) {
 func blindBroker(t *testing.T) {
 	f := newFaulty(t, 0, "{}\n")
 	f.site.IP("addr", "add", echoAddr+"/32", "dev", "lo")
-	serveEcho(t, f.site, echoAddr+":7")
+	app := serveEcho(t, f.site, echoAddr+":7")
 	f.publish("echo", echoAddr+":7")
 	f.up()
 	payload := strings.Repeat(marker+"\n", 2000)
 	must(t, os.WriteFile(filepath.Join(f.laptop.dir, "lib", "home", "payload"), []byte(payload), 0o644))
 	const pump = `exec 3<>/dev/tcp/%s/7; for i in 1 2 3 4 5; do cat $HOME/payload >&3; head -c %d <&3 | cmp - $HOME/payload || exit 1; done; echo pumped; read -r never <&3`
-	f.ann.start(fmt.Sprintf(pump, host("echo"), len(payload)), "").await(regexp.MustCompile(`(pumped)`))
+	pumping := f.ann.start(fmt.Sprintf(pump, host("echo"), len(payload)), "")
+	pumping.await(regexp.MustCompile(`(pumped)`))
 	if n := f.site.inMemory(t, f.siteRun, marker); n == 0 {
 		t.Error("the connector's memory does not hold the payload: the search finds nothing")
 	}
 	if n := f.broker.inMemory(t, f.brokerRun, marker); n != 0 {
 		t.Errorf("the broker's memory holds the payload %d times", n)
 	}
+	pumping.stop()
+	netns.Wait(t, patience, "the app sees the end", func() bool {
+		for _, h := range app.snapshot() {
+			if h.ended.IsZero() {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // inMemory counts a text in the writable memory of a program.
