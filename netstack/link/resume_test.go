@@ -162,3 +162,77 @@ func TestTransferSurvivesOneRoadRestarted(t *testing.T) {
 	c := granted(t, w, a)
 	transfer(t, w, c, 80, 1, 20<<20, mark{at: 5 << 20, do: a.flap}, mark{at: 10 << 20, do: a.flap})
 }
+
+// TestManyFlowsSurviveADeadCarrier: a thousand flows on one carrier all go on when it
+// dies or falls silent; each app sees one connection.
+func TestManyFlowsSurviveADeadCarrier(t *testing.T) {
+	many := 1000
+	if testing.Short() || raceOn {
+		many = 200
+	}
+	for name, breakIt := range map[string]func(*road){"reset": (*road).kill, "silent": (*road).cut} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, link.Limits{})
+			w.handler.app(80, echo)
+			a, b := &road{name: "a"}, &road{name: "b"}
+			c := granted(t, w, a, b)
+			flows := make([]net.Conn, many)
+			for i := range flows {
+				f, err := c.OpenTCP(t.Context(), 1, 80)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				flows[i] = f
+			}
+			answer(t, flows)
+			start := time.Now()
+			active := c.Status().Carriers[0].Name
+			breakIt(map[string]*road{"a": a, "b": b}[active])
+			answer(t, flows)
+			t.Logf("%d flows answered again after %s", many, time.Since(start).Round(time.Millisecond))
+			if n := w.handler.dialled(); n != many {
+				t.Errorf("%d dials for %d flows", n, many)
+			}
+		})
+	}
+}
+
+// TestOpensBesideArrivals: devices that arrive and flows that open at the same time do
+// not wait for each other for ever.
+func TestOpensBesideArrivals(t *testing.T) {
+	const devices, flows = 40, 50
+	w := newWorld(t, link.Limits{})
+	w.handler.app(80, echo)
+	var all sync.WaitGroup
+	for range devices {
+		c := granted(t, w, &road{name: "a"}, &road{name: "b"})
+		for range flows {
+			all.Go(func() {
+				f, err := c.OpenTCP(t.Context(), 1, 80)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = f.Close()
+			})
+		}
+	}
+	all.Wait()
+}
+
+// answer sends a byte on every flow and waits for all of them to come back.
+func answer(t *testing.T, flows []net.Conn) {
+	t.Helper()
+	for i, f := range flows {
+		if _, err := f.Write([]byte{byte(i)}); err != nil {
+			t.Fatalf("flow %d: %v", i, err)
+		}
+	}
+	for i, f := range flows {
+		var b [1]byte
+		if _, err := io.ReadFull(f, b[:]); err != nil || b[0] != byte(i) {
+			t.Fatalf("flow %d: %d, %v", i, b[0], err)
+		}
+	}
+}

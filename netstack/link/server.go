@@ -27,9 +27,12 @@ type Server struct {
 	// handler looked at it is looked at again.
 	closes atomic.Uint64
 
-	mu       sync.Mutex // guards the fields below
-	remotes  map[ids.KeyID]*remote
-	held     map[ids.GrantID]bool
+	// The locks are taken in this order: mu, a remote's, gate.
+	mu      sync.Mutex // guards the fields below
+	remotes map[ids.KeyID]*remote
+	held    map[ids.GrantID]bool
+
+	gate     sync.Mutex // guards the fields below; nothing is called while it is held
 	draining bool
 	closed   bool
 	flows    sync.WaitGroup // splices, which outlive their carriers
@@ -105,7 +108,8 @@ func (s *Server) greet(ctx context.Context, l *line) error {
 func (s *Server) join(l *line) (*remote, error) {
 	id := l.c.Peer()
 	s.mu.Lock()
-	if s.closed {
+	closed, draining := s.state()
+	if closed {
 		s.mu.Unlock()
 		return nil, ErrClosed
 	}
@@ -119,7 +123,6 @@ func (s *Server) join(l *line) (*remote, error) {
 		old = nil
 	}
 	surplus := r.addLine(l, s.limits.CarriersPerPeer)
-	draining := s.draining
 	s.mu.Unlock()
 	if old != nil {
 		old.end(frame.Superseded)
@@ -201,9 +204,9 @@ func (s *Server) setHeld(g ids.GrantID, on bool) {
 
 // Drain refuses new flows and tells every client; the old flows go on.
 func (s *Server) Drain() {
-	s.mu.Lock()
+	s.gate.Lock()
 	s.draining = true
-	s.mu.Unlock()
+	s.gate.Unlock()
 	for _, r := range s.all() {
 		s.tell(r, frame.AppendDrain(nil))
 	}
@@ -235,9 +238,9 @@ func (s *Server) WaitFlows(ctx context.Context) error {
 
 // Close resets every flow, ends every line and waits. Safe twice.
 func (s *Server) Close() error {
-	s.mu.Lock()
+	s.gate.Lock()
 	s.closed = true
-	s.mu.Unlock()
+	s.gate.Unlock()
 	for _, r := range s.all() {
 		r.end(frame.Draining)
 	}
@@ -249,8 +252,8 @@ func (s *Server) Close() error {
 // tell writes control frames to a peer in a goroutine that Close waits for: a peer that
 // does not read must not delay what the caller does to others.
 func (s *Server) tell(r *remote, b []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.gate.Lock()
+	defer s.gate.Unlock()
 	if !s.closed {
 		s.telling.Go(func() { r.broadcast(b) })
 	}
@@ -262,10 +265,16 @@ func (s *Server) isHeld(g ids.GrantID) bool {
 	return s.held[g]
 }
 
+func (s *Server) state() (closed, draining bool) {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	return s.closed, s.draining
+}
+
 // accepting says whether a new flow may start, and reserves the goroutine for it.
 func (s *Server) accepting() frame.Code {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.gate.Lock()
+	defer s.gate.Unlock()
 	if s.closed || s.draining {
 		return frame.Draining
 	}
