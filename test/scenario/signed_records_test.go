@@ -54,10 +54,12 @@ func TestConnectorsSignTheirRecords(t *testing.T) {
 		t.Fatalf("verify says %v; the connector's key is %s", v, s.conn.Status().Key)
 	}
 	trust := audit.Trust{Keys: seal.NewKeys(w.signer().Public()), Pinned: s.pins()}
-	shipped, err := chain.ParseHead(s.conn.Status().AuditHeads[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	var shipped chain.Head
+	eventually(t, "the connector knows what it has shipped", func() bool {
+		var err error
+		shipped, err = chain.ParseHead(s.conn.Status().AuditHeads[0])
+		return err == nil && shipped.Seq >= v.Chains[i].Last
+	})
 	trust.Remembered = []chain.Head{shipped} // and what it says that it has shipped
 	requireVerifies(t, "the export", w.exportAudit(), trust, "")
 	shipForged(t, s)
