@@ -43,10 +43,12 @@ type binding struct {
 	gone    bool
 }
 
-// endpoint is where a binding's datagrams go.
+// endpoint is where a binding's datagrams go, and the address of this host that its holder
+// talks to: one behind a NAT or a firewall takes them from no other.
 type endpoint struct {
-	sock *udpio.Socket
-	addr netip.AddrPort
+	sock  *udpio.Socket
+	addr  netip.AddrPort
+	local netip.Addr
 }
 
 func (b *binding) ticketNow() ticket.Ticket {
@@ -57,14 +59,14 @@ func (b *binding) ticketNow() ticket.Ticket {
 
 // bind answers a first or second bind datagram. The order is from cheap to dear: shape,
 // cookie, rate, signature.
-func (u *udpLoop) bind(p []byte, src netip.AddrPort, now time.Time) Reason {
-	m, err := wire.ParseBind(p)
+func (u *udpLoop) bind(b []byte, p udpio.Packet, now time.Time) Reason {
+	m, err := wire.ParseBind(b)
 	if err != nil {
 		return DropMalformed
 	}
 	limiter := u.r.bindRate
 	if m.Cookie != nil {
-		if !u.r.cookies.good(m, src, now) {
+		if !u.r.cookies.good(m, p.Source, now) {
 			return DropCookie
 		}
 		limiter = u.r.proveRate // so that a flood of first binds starves nobody who has a cookie
@@ -79,9 +81,9 @@ func (u *udpLoop) bind(p []byte, src netip.AddrPort, now time.Time) Reason {
 	case t.Handle != m.Handle || !m.Proves(t.MACKey):
 		return DropProof
 	case m.Cookie == nil:
-		return u.answer(wire.AppendCookie(u.out[:0], m.Handle, m.Counter, u.r.cookies.make(m, src, now)), len(p), src)
+		return u.answer(wire.AppendCookie(u.out[:0], m.Handle, m.Counter, u.r.cookies.make(m, p.Source, now)), len(b), p)
 	}
-	if reason := u.r.settle(t, m.Counter, &endpoint{sock: u.sock, addr: src}, now); reason != OK {
+	if reason := u.r.settle(t, m.Counter, &endpoint{sock: u.sock, addr: p.Source, local: p.Local}, now); reason != OK {
 		return reason
 	}
 	if u.r.revoked.covers(t) { // revoked between the check of the ticket and now
@@ -89,15 +91,16 @@ func (u *udpLoop) bind(p []byte, src netip.AddrPort, now time.Time) Reason {
 		return DropRevoked
 	}
 	left := uint32(max(t.Expires.Sub(now)/time.Second, 0))
-	return u.answer(wire.AppendBound(u.out[:0], m.Handle, m.Counter, left, t.MACKey), len(p), src)
+	return u.answer(wire.AppendBound(u.out[:0], m.Handle, m.Counter, left, t.MACKey), len(b), p)
 }
 
-// answer sends to an address that has proven nothing but a ticket: never more than came.
-func (u *udpLoop) answer(b []byte, asked int, dst netip.AddrPort) Reason {
+// answer sends to the sender of p, which has proven nothing but a ticket: never more than
+// came, and from where it was asked.
+func (u *udpLoop) answer(b []byte, asked int, p udpio.Packet) Reason {
 	if len(b) > asked {
 		return DropMalformed
 	}
-	return sendReason(u.sock.Write(b, 0, 0, dst, &u.scratch))
+	return sendReason(u.sock.WriteFrom(p.Local, b, 0, 0, p.Source, &u.scratch))
 }
 
 // settle stores the binding, or moves it when this proof is newer.
@@ -185,25 +188,25 @@ func (r *Relay) sweep(now time.Time) {
 }
 
 // ping answers a holder at its bound address, so that it knows its binding stands.
-func (u *udpLoop) ping(p []byte, src netip.AddrPort, now time.Time) Reason {
-	b := u.r.bindings.get(wire.ReadHeader(p).Handle())
-	if b == nil {
+func (u *udpLoop) ping(b []byte, p udpio.Packet, now time.Time) Reason {
+	bound := u.r.bindings.get(wire.ReadHeader(b).Handle())
+	if bound == nil {
 		return DropHandle
 	}
-	at := b.dest.Load()
-	if at == nil || at.addr != src {
+	at := bound.dest.Load()
+	if at == nil || at.addr != p.Source {
 		return DropAddress
 	}
-	t := b.ticketNow()
-	counter, err := wire.ParseProven(p, t.MACKey)
+	t := bound.ticketNow()
+	counter, err := wire.ParseProven(b, t.MACKey)
 	if err != nil {
 		return DropProof
 	}
-	if now.UnixNano() >= b.expires.Load() {
+	if now.UnixNano() >= bound.expires.Load() {
 		return DropExpired
 	}
-	b.seen.Store(now.UnixNano())
-	return u.answer(wire.AppendPing(u.out[:0], wire.TypePong, t.Handle, counter, t.MACKey), len(p), src)
+	bound.seen.Store(now.UnixNano())
+	return u.answer(wire.AppendPing(u.out[:0], wire.TypePong, t.Handle, counter, t.MACKey), len(b), p)
 }
 
 // cookieKey makes cookies that only this process can check, so nothing is kept for an

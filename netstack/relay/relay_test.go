@@ -35,6 +35,11 @@ type bench struct {
 
 func newBench(t testing.TB, lim Limits) *bench {
 	t.Helper()
+	return newBenchOn(t, lim, udpSocket(t))
+}
+
+func newBenchOn(t testing.TB, lim Limits, conn *net.UDPConn) *bench {
+	t.Helper()
 	_, priv, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +54,7 @@ func newBench(t testing.TB, lim Limits) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	loops, err := b.relay.openLoops([]*net.UDPConn{udpSocket(t)})
+	loops, err := b.relay.openLoops([]*net.UDPConn{conn})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +64,12 @@ func newBench(t testing.TB, lim Limits) *bench {
 
 func udpSocket(t testing.TB) *net.UDPConn {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	return listenUDP(t, "udp", "127.0.0.1:0")
+}
+
+func listenUDP(t testing.TB, network, addr string) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenPacket(network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,14 +391,23 @@ func TestForwardingAllocatesNothing(t *testing.T) {
 	}
 }
 
-func BenchmarkForward(b *testing.B) {
-	x := newBench(b, Limits{})
+func BenchmarkForward(b *testing.B) { benchForward(b, newBench(b, Limits{}), netip.Addr{}) }
+
+// BenchmarkForwardAnyAddress is a relay that is bound to all addresses.
+func BenchmarkForwardAnyAddress(b *testing.B) {
+	benchForward(b, newBenchOn(b, Limits{}, listenUDP(b, "udp4", "0.0.0.0:0")), netip.MustParseAddr("127.0.0.1"))
+}
+
+func benchForward(b *testing.B, x *bench, local netip.Addr) {
 	c := x.holder(nil)
 	k := x.client(c)
 	k.bind(1)
 	c.bind(1)
+	at := *x.relay.bindings.get(c.tk.Handle).dest.Load()
+	at.local = local
+	x.relay.bindings.get(c.tk.Handle).dest.Store(&at)
 	p := bytes.Repeat(k.data(string(make([]byte, 1192))), 40)
-	in := udpio.Packet{N: len(p), Segment: 1200, Source: addrOf(k.conn)}
+	in := udpio.Packet{N: len(p), Segment: 1200, Source: addrOf(k.conn), Local: local}
 	b.SetBytes(int64(len(p)))
 	b.ReportAllocs()
 	for b.Loop() {

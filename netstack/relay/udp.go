@@ -47,6 +47,9 @@ func (r *Relay) openLoops(conns []*net.UDPConn) ([]*udpLoop, error) {
 		if err != nil {
 			return nil, fmt.Errorf("relay: %w", err)
 		}
+		if err := s.ReportLocal(); err != nil {
+			return nil, fmt.Errorf("relay: %w", err)
+		}
 		loops = append(loops, &udpLoop{r: r, sock: s, in: make([]byte, udpio.MaxRead), out: make([]byte, 0, 256)})
 	}
 	return loops, nil
@@ -108,9 +111,9 @@ func (u *udpLoop) handle(b []byte, p udpio.Packet, now time.Time) Reason {
 	case wire.TypeData:
 		return u.forward(b, p, now.UnixNano())
 	case wire.TypeBind, wire.TypeProve:
-		return u.bind(b, p.Source, now)
+		return u.bind(b, p, now)
 	case wire.TypePing:
-		return u.ping(b, p.Source, now)
+		return u.ping(b, p, now)
 	default:
 		return DropMalformed
 	}
@@ -133,7 +136,7 @@ func (u *udpLoop) forward(b []byte, p udpio.Packet, now int64) Reason {
 	if reason != OK {
 		return reason
 	}
-	return sendReason(to.sock.Write(b, p.Segment, p.ECN, to.addr, &u.scratch))
+	return sendReason(to.sock.WriteFrom(to.local, b, p.Segment, p.ECN, to.addr, &u.scratch))
 }
 
 // route finds out which side sent, from its bound address alone, and returns the other.

@@ -24,7 +24,8 @@ const (
 	MaxSegments = 64
 	// socketBuffer is asked for in both directions; the system may give less.
 	socketBuffer = 7 << 20
-	oobLen       = 128
+	// oobLen holds segment size, congestion bits of both families and local address.
+	oobLen = 160
 )
 
 // ErrTooLarge says that a datagram does not fit the path or the socket.
@@ -38,6 +39,9 @@ type Packet struct {
 	ECN byte
 	// Source is as the socket gives it (IPv4 may be mapped into IPv6).
 	Source netip.AddrPort
+	// Local is the address that the sender has used, after ReportLocal on a socket that is
+	// bound to all; the zero Addr otherwise.
+	Local netip.Addr
 }
 
 // Scratch is the working memory of one reader or writer.
@@ -82,14 +86,33 @@ func (s *Socket) LocalAddr() netip.AddrPort {
 // Close closes the socket; a blocked Read returns net.ErrClosed.
 func (s *Socket) Close() error { return s.conn.Close() }
 
+// ReportLocal makes Read tell to which address of this host a datagram came. A socket
+// that is bound to one address needs no telling. Call it before the first Read.
+func (s *Socket) ReportLocal() error {
+	at := s.LocalAddr().Addr()
+	if !at.IsUnspecified() {
+		return nil
+	}
+	if err := reportLocal(s.raw, at.Is4()); err != nil {
+		return fmt.Errorf("udp socket: report the local address: %w", err)
+	}
+	return nil
+}
+
 // Write sends b to dst as datagrams of segment bytes (0: one datagram). A device without
 // segmentation is remembered and served one by one.
 func (s *Socket) Write(b []byte, segment int, ecn byte, dst netip.AddrPort, x *Scratch) error {
+	return s.WriteFrom(netip.Addr{}, b, segment, ecn, dst, x)
+}
+
+// WriteFrom is Write with the address of this host that dst shall see; the zero Addr
+// leaves the choice to the system, by its routes.
+func (s *Socket) WriteFrom(local netip.Addr, b []byte, segment int, ecn byte, dst netip.AddrPort, x *Scratch) error {
 	if segment <= 0 || segment >= len(b) {
-		return sizeError(s.write(b, 0, ecn, dst, x))
+		return sizeError(s.write(local, b, 0, ecn, dst, x))
 	}
 	if s.gso.Load() {
-		err := s.write(b, segment, ecn, dst, x)
+		err := s.write(local, b, segment, ecn, dst, x)
 		if !isGSOError(err) {
 			return sizeError(err)
 		}
@@ -97,7 +120,7 @@ func (s *Socket) Write(b []byte, segment int, ecn byte, dst netip.AddrPort, x *S
 	}
 	for len(b) > 0 {
 		n := min(segment, len(b))
-		if err := s.write(b[:n], 0, ecn, dst, x); err != nil {
+		if err := s.write(local, b[:n], 0, ecn, dst, x); err != nil {
 			return sizeError(err)
 		}
 		b = b[n:]

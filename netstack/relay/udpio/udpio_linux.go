@@ -31,6 +31,18 @@ func configure(raw syscall.RawConn) (gso bool, err error) {
 	return gso, err
 }
 
+// reportLocal asks for the destination of each datagram. A socket of both families tells
+// it for IPv4 too, as a mapped address.
+func reportLocal(raw syscall.RawConn, v4 bool) error {
+	level, option := unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO
+	if v4 {
+		level, option = unix.IPPROTO_IP, unix.IP_PKTINFO
+	}
+	var set error
+	err := raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), level, option, 1) })
+	return errors.Join(err, set)
+}
+
 // Read waits for the next super-packet; b should hold MaxRead bytes.
 func (s *Socket) Read(b []byte, x *Scratch) (Packet, error) {
 	n, oobn, flags, src, err := s.conn.ReadMsgUDPAddrPort(b, x.oob[:])
@@ -71,18 +83,45 @@ func (p *Packet) control(level, typ int32, body []byte) {
 		p.ECN = body[0] & 3
 	case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_TCLASS && len(body) >= 4:
 		p.ECN = byte(binary.NativeEndian.Uint32(body)) & 3
+	case level == unix.IPPROTO_IP && typ == unix.IP_PKTINFO && len(body) >= unix.SizeofInet4Pktinfo:
+		p.Local = netip.AddrFrom4([4]byte(body[specDst:]))
+	case level == unix.IPPROTO_IPV6 && typ == unix.IPV6_PKTINFO && len(body) >= unix.SizeofInet6Pktinfo:
+		p.Local = netip.AddrFrom16([16]byte(body)).Unmap()
 	}
 }
 
-func (s *Socket) write(b []byte, segment int, ecn byte, dst netip.AddrPort, x *Scratch) error {
-	oob := x.oob[:0]
+// specDst is where in_pktinfo {ifindex, spec_dst, addr} has the local address;
+// in6_pktinfo {addr, ifindex} begins with it. The interface stays zero on sending: the
+// routes decide.
+const specDst = 4
+
+// appendLocal asks for the source address of what is sent to dst.
+func appendLocal(oob []byte, local netip.Addr, to4 bool) []byte {
+	switch {
+	case !local.IsValid() || local.Is4() != to4:
+		return oob
+	case to4:
+		oob = appendControl(oob, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
+		a := local.As4()
+		copy(oob[len(oob)-unix.CmsgSpace(unix.SizeofInet4Pktinfo)+cmsgHeader+specDst:], a[:])
+	default:
+		oob = appendControl(oob, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
+		a := local.As16()
+		copy(oob[len(oob)-unix.CmsgSpace(unix.SizeofInet6Pktinfo)+cmsgHeader:], a[:])
+	}
+	return oob
+}
+
+func (s *Socket) write(local netip.Addr, b []byte, segment int, ecn byte, dst netip.AddrPort, x *Scratch) error {
+	to4 := dst.Addr().Unmap().Is4()
+	oob := appendLocal(x.oob[:0], local, to4)
 	if segment > 0 {
 		oob = appendControl(oob, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
 		binary.NativeEndian.PutUint16(oob[len(oob)-unix.CmsgSpace(2)+cmsgHeader:], uint16(segment))
 	}
 	if ecn != 0 {
 		level, typ := int32(unix.IPPROTO_IPV6), int32(unix.IPV6_TCLASS)
-		if dst.Addr().Unmap().Is4() {
+		if to4 {
 			level, typ = unix.IPPROTO_IP, unix.IP_TOS
 		}
 		oob = appendControl(oob, level, typ, 4)

@@ -10,6 +10,9 @@ import (
 // configure has nothing to switch on here: datagrams go one by one, without ECN.
 func configure(syscall.RawConn) (bool, error) { return false, nil }
 
+// reportLocal has nothing to switch on here: the system chooses the source address.
+func reportLocal(syscall.RawConn, bool) error { return nil }
+
 // Read waits for the next datagram.
 func (s *Socket) Read(b []byte, _ *Scratch) (Packet, error) {
 	n, src, err := s.conn.ReadFromUDPAddrPort(b)
@@ -19,7 +22,7 @@ func (s *Socket) Read(b []byte, _ *Scratch) (Packet, error) {
 	return Packet{N: n, Segment: n, Source: src}, nil
 }
 
-func (s *Socket) write(b []byte, _ int, _ byte, dst netip.AddrPort, _ *Scratch) error {
+func (s *Socket) write(_ netip.Addr, b []byte, _ int, _ byte, dst netip.AddrPort, _ *Scratch) error {
 	_, err := s.conn.WriteToUDPAddrPort(b, dst)
 	return err
 }

@@ -98,6 +98,45 @@ func TestMappedAddressesAreServed(t *testing.T) {
 	carry(t, dual, four, mapped, segments(3, 100), 100, 1)
 }
 
+// TestLocalAddress: a socket bound to all addresses tells to which of them a datagram came,
+// and sends whole batches from it; one bound to a single address has nothing to tell.
+func TestLocalAddress(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells")
+	}
+	for at, local := range map[string]string{
+		"0.0.0.0:0": "127.0.0.2", "[::]:0": "::1", "127.0.0.1:0": "", "[::1]:0": "",
+	} {
+		t.Run(at, func(t *testing.T) {
+			a := open(t, at)
+			if err := a.ReportLocal(); err != nil {
+				t.Fatal(err)
+			}
+			to, want := a.LocalAddr().Addr(), netip.Addr{}
+			if local != "" {
+				want = netip.MustParseAddr(local)
+				to = want
+			}
+			b := open(t, netip.AddrPortFrom(to, 0).String())
+			x := new(udpio.Scratch)
+			if err := b.Write([]byte("hello"), 0, 2, netip.AddrPortFrom(to, a.LocalAddr().Port()), x); err != nil {
+				t.Fatal(err)
+			}
+			p, err := a.Read(make([]byte, udpio.MaxRead), x)
+			if err != nil || p.Local != want || p.ECN != 2 {
+				t.Fatalf("Read = local %v, ECN %d, %v; want %v, 2", p.Local, p.ECN, err, want)
+			}
+			if err := a.WriteFrom(p.Local, segments(5, 1000), 1000, 1, p.Source, x); err != nil {
+				t.Fatal(err)
+			}
+			p, err = b.Read(make([]byte, udpio.MaxRead), x)
+			if err != nil || p.Source.Addr() != to || p.ECN != 1 {
+				t.Fatalf("Read = from %v, ECN %d, %v; want from %v", p.Source, p.ECN, err, to)
+			}
+		})
+	}
+}
+
 func TestTooLargeIsTold(t *testing.T) {
 	a, b := open(t, "127.0.0.1:0"), open(t, "127.0.0.1:0")
 	err := a.Write(make([]byte, 70000), 0, 0, b.LocalAddr(), new(udpio.Scratch))
@@ -119,22 +158,33 @@ func TestCloseEndsRead(t *testing.T) {
 	}
 }
 
+// TestReadAndWriteAllocateNothing counts the allocations of a super-packet and of an answer
+// that leaves from where the packet came to.
 func TestReadAndWriteAllocateNothing(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("the fallback is plain")
 	}
-	a, b := open(t, "127.0.0.1:0"), open(t, "127.0.0.1:0")
-	buf, x, y := make([]byte, udpio.MaxRead), new(udpio.Scratch), new(udpio.Scratch)
-	p, to := segments(10, 1200), b.LocalAddr()
-	n := testing.AllocsPerRun(100, func() {
-		if a.Write(p, 1200, 1, to, x) != nil {
-			t.Error("write failed")
-		}
-		if _, err := b.Read(buf, y); err != nil {
+	for _, at := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::]:0"} {
+		a, b := open(t, "127.0.0.1:0"), open(t, at)
+		if err := b.ReportLocal(); err != nil {
 			t.Fatal(err)
 		}
-	})
-	if n != 0 {
-		t.Errorf("%v allocations per super-packet", n)
+		buf, x, y := make([]byte, udpio.MaxRead), new(udpio.Scratch), new(udpio.Scratch)
+		p, to := segments(10, 1200), netip.AddrPortFrom(a.LocalAddr().Addr(), b.LocalAddr().Port())
+		n := testing.AllocsPerRun(100, func() {
+			if a.Write(p, 1200, 1, to, x) != nil {
+				t.Error("write failed")
+			}
+			in, err := b.Read(buf, y)
+			if err != nil || b.WriteFrom(in.Local, p, 1200, 1, in.Source, y) != nil {
+				t.Fatal("no answer", err)
+			}
+			if _, err := a.Read(buf, x); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if n != 0 {
+			t.Errorf("%v allocations per super-packet to %s", n, at)
+		}
 	}
 }
