@@ -244,8 +244,7 @@ func grantOf(req Request, rec policy.Record, cons []registry.Connector) grants.G
 		Receipt: rec.Receipt, Session: req.Session.ID, User: req.Session.User, Device: req.Session.Device,
 		PeerKind: grant.PeerDevice, PeerKey: req.Session.DeviceKey, App: req.App.ID, AppName: req.App.Name,
 		Ports: req.App.GrantPorts(), HardEnd: t.HardEnd, Outage: outageOf(req.App, t),
-		BytesPerSecond: bytesPerSecond(req.App, t), Flows: flows(req.App, t), OpensPerMinute: opens(req.App, t),
-		ReEvaluateAt: rec.Decision.ReEvaluateAt,
+		BytesPerSecond: bytesPerSecond(req.App, t), Flows: flows(req.App, t), ReEvaluateAt: rec.Decision.ReEvaluateAt,
 	}
 	for _, v := range rec.Decision.Verbs {
 		g.Verbs = append(g.Verbs, string(v))
@@ -277,10 +276,6 @@ func bytesPerSecond(app *catalog.App, t policy.Terms) uint64 {
 
 func flows(app *catalog.App, t policy.Terms) uint32 {
 	return uint32(smallest(uint64(app.Limits.Flows), uint64(t.MaxFlows)))
-}
-
-func opens(app *catalog.App, t policy.Terms) uint32 {
-	return uint32(smallest(uint64(app.Limits.OpensPerMinute), uint64(t.OpenRate)))
 }
 
 // smallest returns the smaller of two limits where zero is no limit.

@@ -202,7 +202,6 @@ func TestTermsAreComparedAgain(t *testing.T) {
 	for name, change := range map[string]func(*policy.Terms){
 		"a rate":         func(t *policy.Terms) { t.RateKbps = 1000 },
 		"fewer flows":    func(t *policy.Terms) { t.MaxFlows = 5 },
-		"fewer opens":    func(t *policy.Terms) { t.OpenRate = 5 },
 		"cut in outages": func(t *policy.Terms) { t.Outage, t.OutageFor = policy.OutageCut, 0 },
 	} {
 		terms := given

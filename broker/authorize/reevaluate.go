@@ -161,8 +161,7 @@ func samePorts(app *catalog.App, g *grants.Grant) bool {
 // sameTerms reports whether the grant's limits and outage mode are still those that would
 // be given: a raised risk that limits must not spare whoever came before it.
 func sameTerms(app *catalog.App, t policy.Terms, g *grants.Grant) bool {
-	return bytesPerSecond(app, t) == g.BytesPerSecond && flows(app, t) == g.Flows && opens(app, t) == g.OpensPerMinute &&
-		outageOf(app, t) == g.Outage
+	return bytesPerSecond(app, t) == g.BytesPerSecond && flows(app, t) == g.Flows && outageOf(app, t) == g.Outage
 }
 
 // takeRevoked hands over what Revoke has ended since the last time.

@@ -77,11 +77,9 @@ type Grant struct {
 	Issued  time.Time
 	HardEnd time.Time
 	Outage  catalog.Outage
-	// BytesPerSecond, Flows and OpensPerMinute limit one micro-tunnel; zero means no limit
-	// of its own.
+	// BytesPerSecond and Flows limit one micro-tunnel; zero means no limit of its own.
 	BytesPerSecond uint64
 	Flows          uint32
-	OpensPerMinute uint32
 	// ReEvaluateAt is when the decision may turn by itself; zero is never.
 	ReEvaluateAt time.Time
 	State        State
@@ -95,7 +93,7 @@ func (g *Grant) wire() *grant.Grant {
 		Ports: g.Ports, Verbs: g.Verbs, Connectors: g.Connectors,
 		NotBefore: g.Issued, HardEnd: g.HardEnd,
 		Outage: g.Outage.Mode, OutageGrace: time.Duration(g.Outage.Grace),
-		BytesPerSecond: g.BytesPerSecond, Flows: g.Flows, OpensPerMinute: g.OpensPerMinute,
+		BytesPerSecond: g.BytesPerSecond, Flows: g.Flows,
 	}
 }
 

@@ -251,8 +251,8 @@ func (e *Enforcer) FlowOpened(ctx context.Context, rec link.FlowRecord) (any, fr
 	if _, _, code := e.check(g, rec.FlowOpen); code != frame.OK {
 		return nil, code
 	}
-	if code := e.limits.open(g); code != frame.OK {
-		return nil, code
+	if !e.limits.open(g) {
+		return nil, frame.TooManyFlows
 	}
 	event := openEvent(g, e.cfg.Self, rec)
 	if err := e.cfg.Recorder.Append(event); err != nil {

@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/postern-zt/postern/netstack/link"
 	"github.com/postern-zt/postern/proto/frame"
 	"github.com/postern-zt/postern/proto/grant"
 	"github.com/postern-zt/postern/proto/ids"
@@ -73,60 +72,6 @@ func TestGrantLimitsHold(t *testing.T) {
 			t.Errorf("after one flow ended: %v", code)
 		}
 	})
-}
-
-// A device that opens faster than its grant allows is refused before anything is recorded
-// or dialled: it must not fill the connector's records.
-func TestOpensAreLimitedBeforeTheRecord(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		_, g := w.present()
-		limited := *g
-		limited.ID, limited.OpensPerMinute = ids.New[ids.GrantID](), 60
-		mt, code := w.Present(t.Context(), device, hello, grant.Seal(broker, &limited))
-		if code.Err() != nil {
-			t.Fatal(code)
-		}
-		rec := record(mt, 80)
-		given := 0
-		for range 1000 {
-			handle, code := w.FlowOpened(t.Context(), rec)
-			switch code {
-			case frame.OK:
-				given++
-				rec.Handle = handle
-				w.FlowClosed(rec)
-			case frame.TooManyOpens:
-			default:
-				t.Fatal(code)
-			}
-		}
-		if given != 60 || len(w.records) != 120 {
-			t.Errorf("of 1000 opens at once %d were let through with %d records, want 60 and their ends", given, len(w.records))
-		}
-		<-time.After(time.Second)
-		if _, code := w.FlowOpened(t.Context(), rec); code != frame.OK {
-			t.Errorf("a second later: %v", code)
-		}
-		if _, code := w.FlowOpened(t.Context(), rec); code != frame.TooManyOpens {
-			t.Errorf("two in a second at 60 a minute: %v", code)
-		}
-		if _, code := w.FlowOpened(t.Context(), record(w.other(g), 80)); code != frame.OK {
-			t.Errorf("another grant: %v", code)
-		}
-	})
-}
-
-// other presents the same grant under another id, without limits.
-func (w *world) other(g *grant.Grant) link.MicroTunnel {
-	w.t.Helper()
-	free := *g
-	free.ID = ids.New[ids.GrantID]()
-	mt, code := w.Present(w.t.Context(), device, hello, grant.Seal(broker, &free))
-	if code != frame.OK {
-		w.t.Fatal(code)
-	}
-	return mt
 }
 
 // The statement that ends an outage comes while the hold is being carried out: the resume

@@ -21,7 +21,7 @@ const (
 	usageKept = 5 * time.Minute
 )
 
-// limits keeps the accounts of grants that are limited in flows, opens or bytes.
+// limits keeps the accounts of grants that are limited in flows or in rate.
 type limits struct {
 	mu     sync.Mutex // guards the fields below
 	grants map[ids.GrantID]*usage
@@ -33,27 +33,21 @@ type usage struct {
 	flows    uint32
 	last     time.Time
 	up, down *rate.Limiter
-	opens    *rate.Limiter
 }
 
-// open takes a flow of the grant, or says which limit it has reached. Opens may come in
-// bursts: those of a minute at once, when there were none before.
-func (l *limits) open(g *grant.Grant) frame.Code {
-	if g.Flows == 0 && g.BytesPerSecond == 0 && g.OpensPerMinute == 0 {
-		return frame.OK
+// open takes a flow of the grant; false when it has no more.
+func (l *limits) open(g *grant.Grant) bool {
+	if g.Flows == 0 && g.BytesPerSecond == 0 {
+		return true
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := time.Now()
-	u := l.usageLocked(g, now)
-	switch {
-	case g.Flows != 0 && u.flows >= g.Flows:
-		return frame.TooManyFlows
-	case g.OpensPerMinute != 0 && !u.opens.AllowN(now, 1):
-		return frame.TooManyOpens
+	u := l.usageLocked(g, time.Now())
+	if g.Flows != 0 && u.flows >= g.Flows {
+		return false
 	}
 	u.flows++
-	return frame.OK
+	return true
 }
 
 // close gives a flow back.
@@ -81,10 +75,7 @@ func (l *limits) usageLocked(g *grant.Grant, now time.Time) *usage {
 			l.grants = make(map[ids.GrantID]*usage)
 		}
 		perSecond := rate.Limit(g.BytesPerSecond)
-		u = &usage{
-			last: now, up: rate.NewLimiter(perSecond, burst), down: rate.NewLimiter(perSecond, burst),
-			opens: rate.NewLimiter(rate.Limit(g.OpensPerMinute)/60, int(g.OpensPerMinute)),
-		}
+		u = &usage{last: now, up: rate.NewLimiter(perSecond, burst), down: rate.NewLimiter(perSecond, burst)}
 		l.grants[g.ID] = u
 	}
 	return u

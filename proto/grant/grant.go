@@ -89,11 +89,9 @@ type Grant struct {
 	HardEnd     time.Time
 	Outage      OutageMode
 	OutageGrace time.Duration
-	// BytesPerSecond, Flows and OpensPerMinute limit one micro-tunnel; zero means no limit
-	// of its own.
+	// BytesPerSecond and Flows limit one micro-tunnel; zero means no limit of its own.
 	BytesPerSecond uint64
 	Flows          uint32
-	OpensPerMinute uint32
 }
 
 // Allows reports whether the grant covers a port of a network.
@@ -147,9 +145,6 @@ func (g *Grant) encode() []byte {
 	w.PutUint(16, true, uint64(g.OutageGrace/time.Millisecond))
 	w.PutUint(17, false, g.BytesPerSecond)
 	w.PutUint(18, false, uint64(g.Flows))
-	if g.OpensPerMinute != 0 {
-		w.PutUint(19, false, uint64(g.OpensPerMinute))
-	}
 	return w.Bytes()
 }
 
@@ -223,8 +218,6 @@ func (g *Grant) setLimit(d *decoder) {
 		g.BytesPerSecond = d.uint()
 	case 18:
 		g.Flows = uint32(min(d.uint(), 1<<31))
-	case 19:
-		g.OpensPerMinute = uint32(min(d.uint(), 1<<31))
 	default:
 		d.unknown()
 	}

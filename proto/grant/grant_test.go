@@ -296,15 +296,3 @@ func FuzzStatementAndAssignment(f *testing.F) {
 		_, _ = OpenAssignment(testKeys, testSigner.Seal(seal.Assignment, b))
 	})
 }
-
-// A grant of before has no limit on opens, and one that has keeps it.
-func TestOpensPerMinute(t *testing.T) {
-	for _, want := range []uint32{0, 600} {
-		g := sampleGrant()
-		g.OpensPerMinute = want
-		got, err := Open(testKeys, Seal(testSigner, g))
-		if err != nil || got.OpensPerMinute != want {
-			t.Errorf("%d opens a minute came back as %+v, %v", want, got, err)
-		}
-	}
-}
