@@ -173,6 +173,7 @@ func (c *Connector) Run(ctx context.Context) error {
 		daemon.Part{Name: "uplink", Run: still(c.uplink.Run)},
 		daemon.Part{Name: "serve", Run: still(c.serve.Run)},
 		daemon.Part{Name: "enforce", Run: still(c.enforcer.Run)},
+		daemon.Part{Name: "refused flows", Run: still(c.enforcer.RunRefusals)},
 		daemon.Part{Name: "flow records", Run: still(c.shipFlows)},
 		daemon.Part{Name: "certificate", Run: c.keepCertificate},
 		daemon.Part{Name: "health", Run: c.reportHealth},

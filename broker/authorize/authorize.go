@@ -6,7 +6,7 @@
 // It also keeps given answers true: Reevaluate asks again for live grants that a change
 // touches and revokes those that no longer hold; Reactor finds out which those are.
 // controlapi and adminapi call it. An Authorizer has no state but a bounded memory of why
-// grants ended, and is safe for concurrent use.
+// grants ended, of who is online and of what moves, and is safe for concurrent use.
 package authorize
 
 import (
@@ -101,7 +101,8 @@ type Authorizer struct {
 	revoked  []Ended
 	presence presence
 	// places holds the address from which each session was heard last.
-	places map[ids.SessionID]netip.Addr
+	places   map[ids.SessionID]netip.Addr
+	activity activity
 }
 
 // New returns an Authorizer.
@@ -112,7 +113,7 @@ func New(cfg Config) *Authorizer {
 	if cfg.Metrics == nil {
 		cfg.Metrics = noMetrics{}
 	}
-	return &Authorizer{cfg: cfg, log: cfg.Log.With("component", "authorize"), ended: newEndings()}
+	return &Authorizer{cfg: cfg, log: cfg.Log.With("component", "authorize"), ended: newEndings(), activity: newActivity()}
 }
 
 // Answer is what a device gets. Grant is nil unless the decision grants.
@@ -244,7 +245,8 @@ func grantOf(req Request, rec policy.Record, cons []registry.Connector) grants.G
 		Receipt: rec.Receipt, Session: req.Session.ID, User: req.Session.User, Device: req.Session.Device,
 		PeerKind: grant.PeerDevice, PeerKey: req.Session.DeviceKey, App: req.App.ID, AppName: req.App.Name,
 		Ports: req.App.GrantPorts(), HardEnd: t.HardEnd, Outage: outageOf(req.App, t),
-		BytesPerSecond: bytesPerSecond(req.App, t), Flows: flows(req.App, t), ReEvaluateAt: rec.Decision.ReEvaluateAt,
+		BytesPerSecond: bytesPerSecond(req.App, t), Flows: flows(req.App, t),
+		OpensPerMinute: opensPerMinute(req.App, t), Idle: time.Duration(t.Idle), ReEvaluateAt: rec.Decision.ReEvaluateAt,
 	}
 	for _, v := range rec.Decision.Verbs {
 		g.Verbs = append(g.Verbs, string(v))
@@ -276,6 +278,10 @@ func bytesPerSecond(app *catalog.App, t policy.Terms) uint64 {
 
 func flows(app *catalog.App, t policy.Terms) uint32 {
 	return uint32(smallest(uint64(app.Limits.Flows), uint64(t.MaxFlows)))
+}
+
+func opensPerMinute(app *catalog.App, t policy.Terms) uint32 {
+	return uint32(smallest(uint64(app.Limits.OpensPerMinute), uint64(t.OpenRate)))
 }
 
 // smallest returns the smaller of two limits where zero is no limit.

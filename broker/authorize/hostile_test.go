@@ -194,7 +194,7 @@ func TestAdminsRevocationReachesTheRelays(t *testing.T) {
 // A grant that was given without limits must not outlive the decision that limits.
 func TestTermsAreComparedAgain(t *testing.T) {
 	app := &catalog.App{}
-	given := policy.Terms{MaxFlows: 10, Outage: policy.OutageHold, OutageFor: policy.Duration(time.Minute)}
+	given := policy.Terms{MaxFlows: 10, OpenRate: 600, Idle: policy.Duration(time.Hour), Outage: policy.OutageHold, OutageFor: policy.Duration(time.Minute)}
 	g := grantOf(Request{App: app}, policy.Record{Decision: policy.Decision{Terms: given}}, nil)
 	if !sameTerms(app, given, &g) {
 		t.Errorf("the same terms are not the same: %+v", g)
@@ -202,6 +202,8 @@ func TestTermsAreComparedAgain(t *testing.T) {
 	for name, change := range map[string]func(*policy.Terms){
 		"a rate":         func(t *policy.Terms) { t.RateKbps = 1000 },
 		"fewer flows":    func(t *policy.Terms) { t.MaxFlows = 5 },
+		"fewer opens":    func(t *policy.Terms) { t.OpenRate = 60 },
+		"less idleness":  func(t *policy.Terms) { t.Idle = policy.Duration(time.Minute) },
 		"cut in outages": func(t *policy.Terms) { t.Outage, t.OutageFor = policy.OutageCut, 0 },
 	} {
 		terms := given
@@ -209,5 +211,10 @@ func TestTermsAreComparedAgain(t *testing.T) {
 		if sameTerms(app, terms, &g) {
 			t.Errorf("%s: the grant stays as it was", name)
 		}
+	}
+	older := g
+	older.OpensPerMinute, older.Idle = 0, 0
+	if !sameTerms(app, given, &older) {
+		t.Error("an update of the broker ends the grants of the one before")
 	}
 }

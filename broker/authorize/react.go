@@ -137,6 +137,9 @@ func (r *Reactor) due(ctx context.Context) time.Duration {
 	if revoked := r.cfg.Authorizer.takeRevoked(); len(revoked) > 0 {
 		r.watchFor(revoked)
 	}
+	if idle := r.cfg.Authorizer.endIdle(ctx); len(idle) > 0 {
+		r.Ended(idle)
+	}
 	due, next := r.cfg.Ledger.Due(r.cfg.Now())
 	r.reevaluate(ctx, due, grants.CauseNoLonger)
 	wait := dueEvery

@@ -161,7 +161,14 @@ func samePorts(app *catalog.App, g *grants.Grant) bool {
 // sameTerms reports whether the grant's limits and outage mode are still those that would
 // be given: a raised risk that limits must not spare whoever came before it.
 func sameTerms(app *catalog.App, t policy.Terms, g *grants.Grant) bool {
-	return bytesPerSecond(app, t) == g.BytesPerSecond && flows(app, t) == g.Flows && outageOf(app, t) == g.Outage
+	return bytesPerSecond(app, t) == g.BytesPerSecond && flows(app, t) == g.Flows && outageOf(app, t) == g.Outage && sameUse(app, t, g)
+}
+
+// sameUse compares the limits that grants of older brokers lack: an update must not cut
+// what is open.
+func sameUse(app *catalog.App, t policy.Terms, g *grants.Grant) bool {
+	older := g.OpensPerMinute == 0
+	return older || opensPerMinute(app, t) == g.OpensPerMinute && time.Duration(t.Idle) == g.Idle
 }
 
 // takeRevoked hands over what Revoke has ended since the last time.
@@ -188,10 +195,14 @@ const maxEndings = 65536
 // endings remembers why grants ended, so that the device can be told.
 type endings struct {
 	byGrant map[ids.GrantID]Ended
-	order   []ids.GrantID
+	// byReceipt finds a grant by the receipt of the decision that gave it.
+	byReceipt map[ids.ReceiptID]ids.GrantID
+	order     []ids.GrantID
 }
 
-func newEndings() endings { return endings{byGrant: make(map[ids.GrantID]Ended)} }
+func newEndings() endings {
+	return endings{byGrant: make(map[ids.GrantID]Ended), byReceipt: make(map[ids.ReceiptID]ids.GrantID)}
+}
 
 func (a *Authorizer) remember(e Ended) {
 	a.mu.Lock()
@@ -199,12 +210,21 @@ func (a *Authorizer) remember(e Ended) {
 	m := &a.ended
 	if _, known := m.byGrant[e.Grant.ID]; !known {
 		if len(m.order) >= maxEndings {
+			delete(m.byReceipt, m.byGrant[m.order[0]].Grant.Receipt)
 			delete(m.byGrant, m.order[0])
 			m.order = m.order[1:]
 		}
 		m.order = append(m.order, e.Grant.ID)
 	}
-	m.byGrant[e.Grant.ID] = e
+	m.byGrant[e.Grant.ID], m.byReceipt[e.Grant.Receipt] = e, e.Grant.ID
+}
+
+// WhyReceiptEnded returns why the grant of a receipt ended, if it did and that is remembered.
+func (a *Authorizer) WhyReceiptEnded(id ids.ReceiptID) (Ended, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e, ok := a.ended.byGrant[a.ended.byReceipt[id]]
+	return e, ok
 }
 
 // WhyEnded returns why a grant ended, if that is remembered.

@@ -13,6 +13,7 @@ import (
 	"github.com/postern-zt/postern/broker/tickets"
 	"github.com/postern-zt/postern/proto/chain"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
+	"github.com/postern-zt/postern/proto/ids"
 )
 
 const (
@@ -159,6 +160,9 @@ func (s connectorService) Acknowledge(ctx context.Context, req *connect.Request[
 		return nil, err
 	}
 	s.cfg.Ledger.Acknowledge(c.ID, req.Msg.Revoked)
+	if req.Msg.ReportsActivity {
+		s.cfg.Authorize.Active(c.ID, grantIDs(req.Msg.ActiveGrants))
+	}
 	s.latency.acknowledged(req.Msg.Revoked, s.cfg.Now(), s.cfg.RevocationSeen)
 	s.seen(ctx, func(ctx context.Context) error {
 		return s.cfg.Registry.SeeConnector(ctx, c.ID, callerOf(ctx).addr, "", registry.ConnectorReport{
@@ -166,6 +170,15 @@ func (s connectorService) Acknowledge(ctx context.Context, req *connect.Request[
 		}, s.cfg.Now())
 	})
 	return connect.NewResponse(&controlv1.AcknowledgeResponse{}), nil
+}
+
+// grantIDs converts what a connector says; what is no live grant is passed over later.
+func grantIDs(list []string) []ids.GrantID {
+	out := make([]ids.GrantID, len(list))
+	for i, id := range list {
+		out[i] = ids.GrantID(id)
+	}
+	return out
 }
 
 // Health takes a connector's report.

@@ -62,7 +62,19 @@ func (s deviceService) whyReceipt(ctx context.Context, d registry.Device, id ids
 	if app, ok := s.cfg.Catalog.Current().App(rec.App); ok {
 		name = app.Name
 	}
+	if ended, ok := s.cfg.Authorize.WhyReceiptEnded(id); ok {
+		return connect.NewResponse(s.endedView(ended, rec, name)), nil
+	}
 	return connect.NewResponse(&controlv1.WhyResponse{Known: true, Receipt: s.receipt(rec, name), Text: s.text(rec)}), nil
+}
+
+// endedView explains a receipt whose grant has ended: what gave it holds no longer.
+func (a *API) endedView(ended authorize.Ended, given policy.Record, name string) *controlv1.WhyResponse {
+	if ended.Record.Receipt != "" {
+		return &controlv1.WhyResponse{Known: true, Receipt: a.receipt(ended.Record, name), Text: a.text(ended.Record)}
+	}
+	text := "The access that this receipt stands for has ended (" + string(ended.Cause) + ")."
+	return &controlv1.WhyResponse{Known: true, Receipt: a.receipt(given, name), Text: text}
 }
 
 func (a *API) text(rec policy.Record) string {

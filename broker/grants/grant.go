@@ -55,6 +55,7 @@ const (
 	CauseMoved          Cause = "moved"
 	CausePolicyChanged  Cause = "policy_changed"
 	CauseIdentityFailed Cause = "identity_refused"
+	CauseIdle           Cause = "idle"
 )
 
 // Grant is one row: what an allow or limited decision gave. It is immutable except for State
@@ -80,6 +81,11 @@ type Grant struct {
 	// BytesPerSecond and Flows limit one micro-tunnel; zero means no limit of its own.
 	BytesPerSecond uint64
 	Flows          uint32
+	// OpensPerMinute limits the flow opens of the device at the app; zero stands in grants
+	// of brokers that did not know it, and means no limit.
+	OpensPerMinute uint32
+	// Idle ends the grant after that long without a byte; zero is never.
+	Idle time.Duration
 	// ReEvaluateAt is when the decision may turn by itself; zero is never.
 	ReEvaluateAt time.Time
 	State        State
@@ -93,7 +99,7 @@ func (g *Grant) wire() *grant.Grant {
 		Ports: g.Ports, Verbs: g.Verbs, Connectors: g.Connectors,
 		NotBefore: g.Issued, HardEnd: g.HardEnd,
 		Outage: g.Outage.Mode, OutageGrace: time.Duration(g.Outage.Grace),
-		BytesPerSecond: g.BytesPerSecond, Flows: g.Flows,
+		BytesPerSecond: g.BytesPerSecond, Flows: g.Flows, OpensPerMinute: g.OpensPerMinute, Idle: g.Idle,
 	}
 }
 

@@ -119,6 +119,9 @@ func Refuse(now time.Time, why ...Code) Decision {
 	return refuse(now, reasons...)
 }
 
+// RefuseWith is Refuse for reasons with details.
+func RefuseWith(now time.Time, why ...Reason) Decision { return refuse(now, why...) }
+
 // Terms is what a grant must carry.
 type Terms struct {
 	Lease          Duration   `json:"lease"`

@@ -36,6 +36,7 @@ const (
 	CodeForbiddenByRule    Code = "forbidden_by_rule"
 	CodeNotRecorded        Code = "not_recorded" // a granting decision could not be stored
 	CodeNoPolicy           Code = "no_policy"    // no revision is in force
+	CodeIdle               Code = "idle"         // a grant ended because nothing moved on it; detail "limit"
 )
 
 // stageOf says in which stage a code shows.
@@ -62,7 +63,7 @@ func Codes() []Code {
 		CodeAuthMethod, CodeStepUpIneffective, CodeDeviceUnregistered, CodeDeviceBlocked, CodeDeviceLevel,
 		CodeDeviceScore, CodeDeviceFact, CodeSchedule, CodeNetwork, CodeAttribute, CodeRiskHigh,
 		CodeRiskCritical, CodeRiskReduced, CodeAppDisabled, CodeVerbUnknown, CodeVerbsReduced, CodeNoRule,
-		CodeRuleCondition, CodeForbiddenByRule, CodeNotRecorded, CodeNoPolicy}
+		CodeRuleCondition, CodeForbiddenByRule, CodeNotRecorded, CodeNoPolicy, CodeIdle}
 }
 
 // remedyCodes is the fixed list, authentication first, then what an employee can do alone,

@@ -101,6 +101,8 @@ func policyText(c Code) text {
 		return text{"The decision could not be recorded, so access is refused.", "Die Entscheidung ließ sich nicht festhalten, daher wird der Zugriff verweigert."}
 	case CodeNoPolicy:
 		return text{"The broker has no policy in force yet.", "Es ist noch keine Richtlinie in Kraft."}
+	case CodeIdle:
+		return text{"Nothing was sent or received for {limit}, so this access was closed; using the app opens it again.", "Seit {limit} wurde nichts übertragen, daher wurde dieser Zugriff geschlossen; die Nutzung der Anwendung öffnet ihn wieder."}
 	case CodeInvalidInput:
 		return text{"The request was malformed.", "Die Anfrage war fehlerhaft."}
 	default:

@@ -3,7 +3,7 @@
 // record before the dial, dials through connector/targets, and carries out what a new
 // statement, a new assignment or the passing of time ends.
 //
-// An Enforcer is safe for concurrent use; Run owns the only goroutine.
+// An Enforcer is safe for concurrent use; Run and RunRefusals start no goroutine.
 package enforce
 
 import (
@@ -74,6 +74,7 @@ type Enforcer struct {
 	saved guard.Mark
 
 	limits limits
+	opens  opens
 
 	linksMu sync.Mutex // guards links, which is set once
 	links   Links
@@ -220,6 +221,12 @@ func (e *Enforcer) State() State {
 	return s
 }
 
+// Active returns the grants with an idle limit on which something moved since the last call.
+func (e *Enforcer) Active() []ids.GrantID { return e.limits.active() }
+
+// NotReported gives back what Active returned and nobody heard.
+func (e *Enforcer) NotReported(list []ids.GrantID) { e.limits.activeAgain(list) }
+
 // Present judges a grant (link.Handler).
 func (e *Enforcer) Present(ctx context.Context, p peer.Identity, hello frame.Hello, envelope []byte) (link.MicroTunnel, frame.Code) {
 	e.mu.Lock()
@@ -250,6 +257,9 @@ func (e *Enforcer) FlowOpened(ctx context.Context, rec link.FlowRecord) (any, fr
 	}
 	if _, _, code := e.check(g, rec.FlowOpen); code != frame.OK {
 		return nil, code
+	}
+	if !e.opens.take(g, rec, e.cfg.Self, e.cfg.Now().Boot) {
+		return nil, frame.TooManyOpens
 	}
 	if !e.limits.open(g) {
 		return nil, frame.TooManyFlows
@@ -299,7 +309,7 @@ func (e *Enforcer) Dial(ctx context.Context, t link.MicroTunnel, open link.FlowO
 	if e.cfg.Health != nil {
 		e.cfg.Health.Dialled(g.App, code, time.Since(began))
 	}
-	return e.limits.pace(ctx, g, conn), code
+	return e.limits.wrap(ctx, g, conn), code
 }
 
 // FlowClosed writes the one close record of a flow (link.Handler).

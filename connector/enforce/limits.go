@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -21,7 +22,7 @@ const (
 	usageKept = 5 * time.Minute
 )
 
-// limits keeps the accounts of grants that are limited in flows or in rate.
+// limits keeps the accounts of grants that are limited in flows, in rate or in idleness.
 type limits struct {
 	mu     sync.Mutex // guards the fields below
 	grants map[ids.GrantID]*usage
@@ -33,11 +34,17 @@ type usage struct {
 	flows    uint32
 	last     time.Time
 	up, down *rate.Limiter
+	// moved says that a byte passed since it was last asked; an atomic, because every read
+	// and write of every flow sets it.
+	moved atomic.Bool
 }
+
+// limited reports whether the grant needs an account.
+func limited(g *grant.Grant) bool { return g.Flows != 0 || g.BytesPerSecond != 0 || g.Idle != 0 }
 
 // open takes a flow of the grant; false when it has no more.
 func (l *limits) open(g *grant.Grant) bool {
-	if g.Flows == 0 && g.BytesPerSecond == 0 {
+	if !limited(g) {
 		return true
 	}
 	l.mu.Lock()
@@ -64,7 +71,7 @@ func (l *limits) usageLocked(g *grant.Grant, now time.Time) *usage {
 	if now.Sub(l.swept) > usageKept {
 		l.swept = now
 		for id, u := range l.grants {
-			if u.flows == 0 && now.Sub(u.last) > usageKept {
+			if u.flows == 0 && now.Sub(u.last) > usageKept && !u.moved.Load() {
 				delete(l.grants, id)
 			}
 		}
@@ -81,19 +88,82 @@ func (l *limits) usageLocked(g *grant.Grant, now time.Time) *usage {
 	return u
 }
 
-// pace holds conn to the rate of the grant, which all its flows share; conn as it is for a
-// grant without one.
-func (l *limits) pace(ctx context.Context, g *grant.Grant, conn net.Conn) net.Conn {
-	if g.BytesPerSecond == 0 || conn == nil {
+// wrap watches conn for a grant with an idle limit, and holds it to the rate of the grant,
+// which all its flows share; conn as it is for a grant with neither.
+func (l *limits) wrap(ctx context.Context, g *grant.Grant, conn net.Conn) net.Conn {
+	if g.BytesPerSecond == 0 && g.Idle == 0 || conn == nil {
 		return conn
 	}
 	l.mu.Lock()
 	u := l.usageLocked(g, time.Now())
 	l.mu.Unlock()
+	if g.Idle != 0 {
+		u.moved.Store(true)
+		conn = &watchedConn{Conn: conn, moved: &u.moved}
+	}
+	if g.BytesPerSecond == 0 {
+		return conn
+	}
 	p := &pacedConn{Conn: conn, up: u.up, down: u.down}
 	p.ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx)) // ctx is that of the dial
 	return p
 }
+
+// active returns the grants on which something moved since it was last asked.
+func (l *limits) active() []ids.GrantID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []ids.GrantID
+	for id, u := range l.grants {
+		if u.moved.Load() && u.moved.Swap(false) {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
+func (l *limits) activeAgain(list []ids.GrantID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range list {
+		if u := l.grants[id]; u != nil {
+			u.moved.Store(true)
+		}
+	}
+}
+
+// watchedConn is an app's connection that notes that something moves.
+type watchedConn struct {
+	net.Conn
+	moved *atomic.Bool
+}
+
+// note sets the flag where it is not set: many flows share it.
+func (c *watchedConn) note(n int) {
+	if n > 0 && !c.moved.Load() {
+		c.moved.Store(true)
+	}
+}
+
+// Read notes what came from the app.
+func (c *watchedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.note(n)
+	return n, err
+}
+
+// Write notes what went to the app.
+func (c *watchedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.note(n)
+	return n, err
+}
+
+// CloseWrite passes a half-close on where the app's connection has one.
+func (c *watchedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// SetLinger passes on how a connection ends: a reset must stay one.
+func (c *watchedConn) SetLinger(seconds int) error { return setLinger(c.Conn, seconds) }
 
 // pacedConn is an app's connection that moves no faster than its grant may.
 type pacedConn struct {
@@ -136,16 +206,20 @@ func (c *pacedConn) Close() error {
 }
 
 // CloseWrite passes a half-close on where the app's connection has one.
-func (c *pacedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+func (c *pacedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+// SetLinger passes on how a connection ends: a reset must stay one.
+func (c *pacedConn) SetLinger(seconds int) error { return setLinger(c.Conn, seconds) }
+
+func closeWrite(conn net.Conn) error {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
 	return nil
 }
 
-// SetLinger passes on how a connection ends: a reset must stay one.
-func (c *pacedConn) SetLinger(seconds int) error {
-	if tcp, ok := c.Conn.(interface{ SetLinger(sec int) error }); ok {
+func setLinger(conn net.Conn, seconds int) error {
+	if tcp, ok := conn.(interface{ SetLinger(sec int) error }); ok {
 		return tcp.SetLinger(seconds)
 	}
 	return nil

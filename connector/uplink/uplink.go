@@ -25,6 +25,7 @@ import (
 	"github.com/postern-zt/postern/netstack/control"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
+	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/seal"
 )
 
@@ -69,6 +70,10 @@ type Sink interface {
 	// Holds is what is in memory, so that the broker sends the rest: nothing is revoked
 	// before the first statement, whatever an earlier process had applied.
 	Holds() guard.Mark
+	// Active returns the grants with an idle limit on which something moved since the last
+	// call; NotReported gives back those of which the broker did not hear.
+	Active() []ids.GrantID
+	NotReported(list []ids.GrantID)
 }
 
 // Config is what an Uplink needs; all fields but Witness and Now are required.
@@ -278,11 +283,19 @@ func (u *Uplink) keys(ctx context.Context, k *controlv1.Keys) {
 func (u *Uplink) acknowledge(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	m := u.cfg.Sink.Holds()
-	_, err := u.client.Acknowledge(ctx, connect.NewRequest(&controlv1.AcknowledgeRequest{
-		StatementSequence: m.Sequence, Revoked: m.Revoked, AssignmentVersion: m.Assignment,
-	}))
-	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+	m, active := u.cfg.Sink.Holds(), u.cfg.Sink.Active()
+	req := &controlv1.AcknowledgeRequest{
+		StatementSequence: m.Sequence, Revoked: m.Revoked, AssignmentVersion: m.Assignment, ReportsActivity: true,
+	}
+	for _, id := range active {
+		req.ActiveGrants = append(req.ActiveGrants, string(id))
+	}
+	_, err := u.client.Acknowledge(ctx, connect.NewRequest(req))
+	if err == nil {
+		return
+	}
+	u.cfg.Sink.NotReported(active)
+	if !errors.Is(ctx.Err(), context.Canceled) {
 		u.log.WarnContext(ctx, "acknowledgement not delivered", "error", err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/postern-zt/postern/netstack/control/controltest"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
+	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/seal"
 )
 
@@ -60,6 +61,7 @@ type sinkFake struct {
 	got       []string
 	keys      seal.Keys
 	holds     guard.Mark
+	active    []ids.GrantID
 	statement func(envelope string) error
 	news      chan string
 }
@@ -91,6 +93,19 @@ func (s *sinkFake) Holds() guard.Mark {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.holds
+}
+
+func (s *sinkFake) Active() []ids.GrantID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.active
+	s.active = nil
+	return out
+}
+func (s *sinkFake) NotReported(list []ids.GrantID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active = append(s.active, list...)
 }
 
 type fixture struct {
@@ -238,14 +253,18 @@ func TestStaysOpen(t *testing.T) {
 		}
 		return nil
 	}
+	sink.active = []ids.GrantID{"gnt_x"}
 	run(t, b, sink, controltest.New(t))
 	for _, want := range []string{"statement refused", "statement next"} {
 		if got := <-sink.news; got != want {
 			t.Errorf("the sink got %q, want %q", got, want)
 		}
 	}
-	<-b.acked
-	<-b.acked
+	for range 2 { // what did not arrive is reported again
+		if m := <-b.acked; !m.ReportsActivity || !slices.Equal(m.ActiveGrants, []string{"gnt_x"}) {
+			t.Errorf("acknowledged: %v", m)
+		}
+	}
 	if n := b.calls.Load(); n != 1 {
 		t.Errorf("%d streams", n)
 	}

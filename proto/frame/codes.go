@@ -35,6 +35,7 @@ const (
 	NoMemory              Code = 31
 	Draining              Code = 32
 	AuditUnavailable      Code = 33
+	TooManyOpens          Code = 34
 	Reset                 Code = 40
 	Gone                  Code = 41
 	Closed                Code = 42
@@ -101,6 +102,8 @@ func (c Code) moreText() codeText {
 		return codeText{"not_dialled", "The connector did not try the app; another connector may."}
 	case TooManyFlows:
 		return codeText{"too_many_flows", "This device has too many open flows."}
+	case TooManyOpens:
+		return codeText{"too_many_opens", "This device has opened too many flows within a minute."}
 	case NoMemory:
 		return codeText{"no_memory", "The memory budget for flows is used up."}
 	case Draining:

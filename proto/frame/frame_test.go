@@ -278,7 +278,7 @@ func TestCodes(t *testing.T) {
 			t.Errorf("%s: sentence %q", c, c.Sentence())
 		}
 	}
-	if len(seen) != 35 {
+	if len(seen) != 36 {
 		t.Errorf("%d codes have a name", len(seen))
 	}
 	if frame.CodeOf(fmt.Errorf("open: %w", frame.Denied.Err())) != frame.Denied || frame.CodeOf(errors.New("x")) != frame.Internal || frame.CodeOf(nil) != frame.OK {

@@ -14,6 +14,10 @@
 //	8! app id                9  app name       10! port range (network, first, last) *
 //	11! verb *              12! connector id *  13! not before     14! hard end
 //	15! outage mode         16! outage grace    17  rate limit      18  flow limit
+//	19  opens a minute      20  idle limit
 //
-// A field with * may repeat.
+// A field with * may repeat. Fields 17 to 20 are not critical: they bound how much is used
+// of what the other fields allow, and open nothing. A connector that is older than one of
+// them serves without it, where a critical field would make an update of the broker close
+// every app behind it.
 package grant

@@ -92,6 +92,12 @@ type Grant struct {
 	// BytesPerSecond and Flows limit one micro-tunnel; zero means no limit of its own.
 	BytesPerSecond uint64
 	Flows          uint32
+	// OpensPerMinute limits the flows that the peer opens to the app, over all its grants;
+	// zero means no limit.
+	OpensPerMinute uint32
+	// Idle ends the grant after that long without a byte; zero means never. The connector
+	// reports what moves, the broker ends it: only the broker hears all connectors.
+	Idle time.Duration
 }
 
 // Allows reports whether the grant covers a port of a network.
@@ -145,6 +151,8 @@ func (g *Grant) encode() []byte {
 	w.PutUint(16, true, uint64(g.OutageGrace/time.Millisecond))
 	w.PutUint(17, false, g.BytesPerSecond)
 	w.PutUint(18, false, uint64(g.Flows))
+	w.PutUint(19, false, uint64(g.OpensPerMinute))
+	w.PutUint(20, false, uint64(g.Idle/time.Millisecond))
 	return w.Bytes()
 }
 
@@ -218,6 +226,10 @@ func (g *Grant) setLimit(d *decoder) {
 		g.BytesPerSecond = d.uint()
 	case 18:
 		g.Flows = uint32(min(d.uint(), 1<<31))
+	case 19:
+		g.OpensPerMinute = uint32(min(d.uint(), 1<<31))
+	case 20:
+		g.Idle = d.duration()
 	default:
 		d.unknown()
 	}

@@ -41,6 +41,13 @@ func sampleGrant() *Grant {
 	}
 }
 
+// limitedGrant has the fields that came after the first release.
+func limitedGrant() *Grant {
+	g := sampleGrant()
+	g.OpensPerMinute, g.Idle = 600, 2*time.Hour
+	return g
+}
+
 func sampleStatement() *Statement {
 	return &Statement{
 		Connector: ids.ConnectorID(id("con_")), Epoch: 2, Sequence: 41, Time: epoch, Until: epoch.Add(time.Minute),
@@ -96,6 +103,13 @@ func TestRoundTrip(t *testing.T) {
 	if d := cmp.Diff(sampleGrant(), g); d != "" {
 		t.Errorf("grant (-want +got):\n%s", d)
 	}
+	limited, err := Open(testKeys, Seal(testSigner, limitedGrant()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(limitedGrant(), limited); d != "" {
+		t.Errorf("grant with limits (-want +got):\n%s", d)
+	}
 	st, err := OpenStatement(testKeys, SealStatement(testSigner, sampleStatement()))
 	if err != nil {
 		t.Fatal(err)
@@ -117,6 +131,7 @@ func TestRoundTrip(t *testing.T) {
 func TestOldestMessage(t *testing.T) {
 	sealed := map[string][]byte{
 		"grant-v1.hex":      Seal(testSigner, sampleGrant()),
+		"grant-limits.hex":  Seal(testSigner, limitedGrant()),
 		"statement-v1.hex":  SealStatement(testSigner, sampleStatement()),
 		"assignment-v1.hex": SealAssignment(testSigner, sampleAssignment()),
 	}
@@ -168,6 +183,19 @@ func TestUnknownFields(t *testing.T) {
 	_, err := Open(testKeys, withField(func(w *tlv.Writer) { w.PutUint(99, true, 1) }))
 	if !errors.Is(err, ErrUnsupportedConstraint) {
 		t.Errorf("an unknown critical field: %v", err)
+	}
+}
+
+// TestLimitsAreNotCritical: a connector of the first release must open what carries them.
+func TestLimitsAreNotCritical(t *testing.T) {
+	fields, err := tlv.Parse(limitedGrant().encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range fields {
+		if f.Number >= 17 && f.Critical {
+			t.Errorf("field %d is critical", f.Number)
+		}
 	}
 }
 

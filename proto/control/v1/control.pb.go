@@ -28,6 +28,104 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Reason says to programs why a call was refused; the message of the error is for people.
+// A peer that does not know a reason goes by the code alone, as peers did before there were
+// reasons.
+type Reason int32
+
+const (
+	Reason_REASON_UNSPECIFIED Reason = 0
+	// REASON_BLOCKED: an administrator has blocked this machine, and may lift it.
+	Reason_REASON_BLOCKED Reason = 1
+	// REASON_REMOVED: an administrator has removed this machine, for good.
+	Reason_REASON_REMOVED Reason = 2
+	// REASON_CERTIFICATE: there is no certificate of the broker, or none that it accepts.
+	Reason_REASON_CERTIFICATE Reason = 3
+	// REASON_CERTIFICATE_TOO_OLD: it expired too long ago to be renewed.
+	Reason_REASON_CERTIFICATE_TOO_OLD Reason = 4
+	// REASON_SIGNED_OUT: nobody is signed in on this device.
+	Reason_REASON_SIGNED_OUT Reason = 5
+	// REASON_IDENTITY: the access token was not accepted.
+	Reason_REASON_IDENTITY Reason = 6
+	// REASON_TOKEN: the join token opens nothing.
+	Reason_REASON_TOKEN Reason = 7
+	// REASON_NO_SUCH_APP: there is no app with this name that the user can see.
+	Reason_REASON_NO_SUCH_APP Reason = 8
+	// REASON_NO_CONNECTOR: nothing serves the app at present.
+	Reason_REASON_NO_CONNECTOR Reason = 9
+	// REASON_NOT_RECORDED: the decision could not be made durable, so nothing is allowed.
+	Reason_REASON_NOT_RECORDED Reason = 10
+	// REASON_WITHDRAWN: the access was withdrawn while it was asked for.
+	Reason_REASON_WITHDRAWN Reason = 11
+	// REASON_TOO_OFTEN: this machine asks too often.
+	Reason_REASON_TOO_OFTEN Reason = 12
+	// REASON_RECORDS: shipped audit records are malformed or contradict what is stored.
+	Reason_REASON_RECORDS Reason = 13
+)
+
+// Enum value maps for Reason.
+var (
+	Reason_name = map[int32]string{
+		0:  "REASON_UNSPECIFIED",
+		1:  "REASON_BLOCKED",
+		2:  "REASON_REMOVED",
+		3:  "REASON_CERTIFICATE",
+		4:  "REASON_CERTIFICATE_TOO_OLD",
+		5:  "REASON_SIGNED_OUT",
+		6:  "REASON_IDENTITY",
+		7:  "REASON_TOKEN",
+		8:  "REASON_NO_SUCH_APP",
+		9:  "REASON_NO_CONNECTOR",
+		10: "REASON_NOT_RECORDED",
+		11: "REASON_WITHDRAWN",
+		12: "REASON_TOO_OFTEN",
+		13: "REASON_RECORDS",
+	}
+	Reason_value = map[string]int32{
+		"REASON_UNSPECIFIED":         0,
+		"REASON_BLOCKED":             1,
+		"REASON_REMOVED":             2,
+		"REASON_CERTIFICATE":         3,
+		"REASON_CERTIFICATE_TOO_OLD": 4,
+		"REASON_SIGNED_OUT":          5,
+		"REASON_IDENTITY":            6,
+		"REASON_TOKEN":               7,
+		"REASON_NO_SUCH_APP":         8,
+		"REASON_NO_CONNECTOR":        9,
+		"REASON_NOT_RECORDED":        10,
+		"REASON_WITHDRAWN":           11,
+		"REASON_TOO_OFTEN":           12,
+		"REASON_RECORDS":             13,
+	}
+)
+
+func (x Reason) Enum() *Reason {
+	p := new(Reason)
+	*p = x
+	return p
+}
+
+func (x Reason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Reason) Descriptor() protoreflect.EnumDescriptor {
+	return file_control_v1_control_proto_enumTypes[0].Descriptor()
+}
+
+func (Reason) Type() protoreflect.EnumType {
+	return &file_control_v1_control_proto_enumTypes[0]
+}
+
+func (x Reason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Reason.Descriptor instead.
+func (Reason) EnumDescriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{0}
+}
+
 type Verdict int32
 
 const (
@@ -67,11 +165,11 @@ func (x Verdict) String() string {
 }
 
 func (Verdict) Descriptor() protoreflect.EnumDescriptor {
-	return file_control_v1_control_proto_enumTypes[0].Descriptor()
+	return file_control_v1_control_proto_enumTypes[1].Descriptor()
 }
 
 func (Verdict) Type() protoreflect.EnumType {
-	return &file_control_v1_control_proto_enumTypes[0]
+	return &file_control_v1_control_proto_enumTypes[1]
 }
 
 func (x Verdict) Number() protoreflect.EnumNumber {
@@ -80,7 +178,52 @@ func (x Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Verdict.Descriptor instead.
 func (Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+// ErrorDetail goes with each error that has a reason.
+type ErrorDetail struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        Reason                 `protobuf:"varint,1,opt,name=reason,proto3,enum=postern.control.v1.Reason" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ErrorDetail) Reset() {
+	*x = ErrorDetail{}
+	mi := &file_control_v1_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ErrorDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ErrorDetail) ProtoMessage() {}
+
+func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
+func (*ErrorDetail) Descriptor() ([]byte, []int) {
 	return file_control_v1_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ErrorDetail) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
 }
 
 type HelloRequest struct {
@@ -93,7 +236,7 @@ type HelloRequest struct {
 
 func (x *HelloRequest) Reset() {
 	*x = HelloRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[0]
+	mi := &file_control_v1_control_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -105,7 +248,7 @@ func (x *HelloRequest) String() string {
 func (*HelloRequest) ProtoMessage() {}
 
 func (x *HelloRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[0]
+	mi := &file_control_v1_control_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -118,7 +261,7 @@ func (x *HelloRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloRequest.ProtoReflect.Descriptor instead.
 func (*HelloRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{0}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *HelloRequest) GetRole() string {
@@ -154,7 +297,7 @@ type HelloResponse struct {
 
 func (x *HelloResponse) Reset() {
 	*x = HelloResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[1]
+	mi := &file_control_v1_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -166,7 +309,7 @@ func (x *HelloResponse) String() string {
 func (*HelloResponse) ProtoMessage() {}
 
 func (x *HelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[1]
+	mi := &file_control_v1_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -179,7 +322,7 @@ func (x *HelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloResponse.ProtoReflect.Descriptor instead.
 func (*HelloResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{1}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *HelloResponse) GetBrokerName() string {
@@ -250,7 +393,7 @@ type DeviceInfo struct {
 
 func (x *DeviceInfo) Reset() {
 	*x = DeviceInfo{}
-	mi := &file_control_v1_control_proto_msgTypes[2]
+	mi := &file_control_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -262,7 +405,7 @@ func (x *DeviceInfo) String() string {
 func (*DeviceInfo) ProtoMessage() {}
 
 func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[2]
+	mi := &file_control_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -275,7 +418,7 @@ func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceInfo.ProtoReflect.Descriptor instead.
 func (*DeviceInfo) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *DeviceInfo) GetName() string {
@@ -318,7 +461,7 @@ type EnrollDeviceRequest struct {
 
 func (x *EnrollDeviceRequest) Reset() {
 	*x = EnrollDeviceRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[3]
+	mi := &file_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -330,7 +473,7 @@ func (x *EnrollDeviceRequest) String() string {
 func (*EnrollDeviceRequest) ProtoMessage() {}
 
 func (x *EnrollDeviceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[3]
+	mi := &file_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -343,7 +486,7 @@ func (x *EnrollDeviceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollDeviceRequest.ProtoReflect.Descriptor instead.
 func (*EnrollDeviceRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EnrollDeviceRequest) GetAccessToken() string {
@@ -385,7 +528,7 @@ type EnrollDeviceResponse struct {
 
 func (x *EnrollDeviceResponse) Reset() {
 	*x = EnrollDeviceResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[4]
+	mi := &file_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +540,7 @@ func (x *EnrollDeviceResponse) String() string {
 func (*EnrollDeviceResponse) ProtoMessage() {}
 
 func (x *EnrollDeviceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[4]
+	mi := &file_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +553,7 @@ func (x *EnrollDeviceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollDeviceResponse.ProtoReflect.Descriptor instead.
 func (*EnrollDeviceResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EnrollDeviceResponse) GetDeviceId() string {
@@ -446,7 +589,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_control_v1_control_proto_msgTypes[5]
+	mi := &file_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +601,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[5]
+	mi := &file_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +614,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Session) GetId() string {
@@ -515,7 +658,7 @@ type JoinConnectorRequest struct {
 
 func (x *JoinConnectorRequest) Reset() {
 	*x = JoinConnectorRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[6]
+	mi := &file_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +670,7 @@ func (x *JoinConnectorRequest) String() string {
 func (*JoinConnectorRequest) ProtoMessage() {}
 
 func (x *JoinConnectorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[6]
+	mi := &file_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +683,7 @@ func (x *JoinConnectorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinConnectorRequest.ProtoReflect.Descriptor instead.
 func (*JoinConnectorRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JoinConnectorRequest) GetToken() string {
@@ -591,7 +734,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[7]
+	mi := &file_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +746,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[7]
+	mi := &file_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +759,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PublishRequest) GetName() string {
@@ -647,7 +790,7 @@ type JoinRelayRequest struct {
 
 func (x *JoinRelayRequest) Reset() {
 	*x = JoinRelayRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[8]
+	mi := &file_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +802,7 @@ func (x *JoinRelayRequest) String() string {
 func (*JoinRelayRequest) ProtoMessage() {}
 
 func (x *JoinRelayRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[8]
+	mi := &file_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +815,7 @@ func (x *JoinRelayRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRelayRequest.ProtoReflect.Descriptor instead.
 func (*JoinRelayRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinRelayRequest) GetToken() string {
@@ -730,7 +873,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[9]
+	mi := &file_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +885,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[9]
+	mi := &file_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +898,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinResponse) GetId() string {
@@ -806,7 +949,7 @@ type PublishResult struct {
 
 func (x *PublishResult) Reset() {
 	*x = PublishResult{}
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +961,7 @@ func (x *PublishResult) String() string {
 func (*PublishResult) ProtoMessage() {}
 
 func (x *PublishResult) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +974,7 @@ func (x *PublishResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResult.ProtoReflect.Descriptor instead.
 func (*PublishResult) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PublishResult) GetName() string {
@@ -871,7 +1014,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1026,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1039,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewRequest) GetCsrDer() []byte {
@@ -915,7 +1058,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1070,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1083,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewResponse) GetChainDer() [][]byte {
@@ -961,7 +1104,7 @@ type SignInRequest struct {
 
 func (x *SignInRequest) Reset() {
 	*x = SignInRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -973,7 +1116,7 @@ func (x *SignInRequest) String() string {
 func (*SignInRequest) ProtoMessage() {}
 
 func (x *SignInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -986,7 +1129,7 @@ func (x *SignInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignInRequest.ProtoReflect.Descriptor instead.
 func (*SignInRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SignInRequest) GetAccessToken() string {
@@ -1019,7 +1162,7 @@ type SignInResponse struct {
 
 func (x *SignInResponse) Reset() {
 	*x = SignInResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1174,7 @@ func (x *SignInResponse) String() string {
 func (*SignInResponse) ProtoMessage() {}
 
 func (x *SignInResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1187,7 @@ func (x *SignInResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignInResponse.ProtoReflect.Descriptor instead.
 func (*SignInResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SignInResponse) GetSession() *Session {
@@ -1062,7 +1205,7 @@ type SignOutRequest struct {
 
 func (x *SignOutRequest) Reset() {
 	*x = SignOutRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1217,7 @@ func (x *SignOutRequest) String() string {
 func (*SignOutRequest) ProtoMessage() {}
 
 func (x *SignOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1230,7 @@ func (x *SignOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignOutRequest.ProtoReflect.Descriptor instead.
 func (*SignOutRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 type SignOutResponse struct {
@@ -1098,7 +1241,7 @@ type SignOutResponse struct {
 
 func (x *SignOutResponse) Reset() {
 	*x = SignOutResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1253,7 @@ func (x *SignOutResponse) String() string {
 func (*SignOutResponse) ProtoMessage() {}
 
 func (x *SignOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1266,7 @@ func (x *SignOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignOutResponse.ProtoReflect.Descriptor instead.
 func (*SignOutResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 // Fact is one posture signal of this device (DESIGN section 5).
@@ -1143,7 +1286,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1298,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1311,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Fact) GetName() string {
@@ -1231,7 +1374,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1386,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1399,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReportRequest) GetFacts() []*Fact {
@@ -1289,7 +1432,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1444,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1457,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReportResponse) GetTimeMs() int64 {
@@ -1338,7 +1481,7 @@ type AuthorizeRequest struct {
 
 func (x *AuthorizeRequest) Reset() {
 	*x = AuthorizeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1493,7 @@ func (x *AuthorizeRequest) String() string {
 func (*AuthorizeRequest) ProtoMessage() {}
 
 func (x *AuthorizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1506,7 @@ func (x *AuthorizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeRequest.ProtoReflect.Descriptor instead.
 func (*AuthorizeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AuthorizeRequest) GetAppId() string {
@@ -1412,7 +1555,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1567,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1580,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Receipt) GetId() string {
@@ -1512,7 +1655,7 @@ type AuthorizeResponse struct {
 
 func (x *AuthorizeResponse) Reset() {
 	*x = AuthorizeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1667,7 @@ func (x *AuthorizeResponse) String() string {
 func (*AuthorizeResponse) ProtoMessage() {}
 
 func (x *AuthorizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1680,7 @@ func (x *AuthorizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeResponse.ProtoReflect.Descriptor instead.
 func (*AuthorizeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AuthorizeResponse) GetReceipt() *Receipt {
@@ -1597,7 +1740,7 @@ type ConnectorPath struct {
 
 func (x *ConnectorPath) Reset() {
 	*x = ConnectorPath{}
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1752,7 @@ func (x *ConnectorPath) String() string {
 func (*ConnectorPath) ProtoMessage() {}
 
 func (x *ConnectorPath) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1765,7 @@ func (x *ConnectorPath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectorPath.ProtoReflect.Descriptor instead.
 func (*ConnectorPath) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ConnectorPath) GetConnectorId() string {
@@ -1668,7 +1811,7 @@ type RelayPath struct {
 
 func (x *RelayPath) Reset() {
 	*x = RelayPath{}
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1823,7 @@ func (x *RelayPath) String() string {
 func (*RelayPath) ProtoMessage() {}
 
 func (x *RelayPath) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1836,7 @@ func (x *RelayPath) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPath.ProtoReflect.Descriptor instead.
 func (*RelayPath) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RelayPath) GetRelay() *RelayInfo {
@@ -1744,7 +1887,7 @@ type RelayInfo struct {
 
 func (x *RelayInfo) Reset() {
 	*x = RelayInfo{}
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1899,7 @@ func (x *RelayInfo) String() string {
 func (*RelayInfo) ProtoMessage() {}
 
 func (x *RelayInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +1912,7 @@ func (x *RelayInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayInfo.ProtoReflect.Descriptor instead.
 func (*RelayInfo) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RelayInfo) GetId() string {
@@ -1803,7 +1946,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1958,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[26]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1971,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WhyRequest) GetQuery() string {
@@ -1850,7 +1993,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +2005,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[27]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2018,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WhyResponse) GetReceipt() *Receipt {
@@ -1916,7 +2059,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +2071,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[28]
+	mi := &file_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +2084,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchRequest) GetVersion() string {
@@ -1994,7 +2137,7 @@ type AuditHead struct {
 
 func (x *AuditHead) Reset() {
 	*x = AuditHead{}
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2149,7 @@ func (x *AuditHead) String() string {
 func (*AuditHead) ProtoMessage() {}
 
 func (x *AuditHead) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[29]
+	mi := &file_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2162,7 @@ func (x *AuditHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHead.ProtoReflect.Descriptor instead.
 func (*AuditHead) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AuditHead) GetWriter() string {
@@ -2063,7 +2206,7 @@ type AuditHeads struct {
 
 func (x *AuditHeads) Reset() {
 	*x = AuditHeads{}
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2218,7 @@ func (x *AuditHeads) String() string {
 func (*AuditHeads) ProtoMessage() {}
 
 func (x *AuditHeads) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[30]
+	mi := &file_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2231,7 @@ func (x *AuditHeads) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditHeads.ProtoReflect.Descriptor instead.
 func (*AuditHeads) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AuditHeads) GetHead() *AuditHead {
@@ -2127,7 +2270,7 @@ type DevicePush struct {
 
 func (x *DevicePush) Reset() {
 	*x = DevicePush{}
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2282,7 @@ func (x *DevicePush) String() string {
 func (*DevicePush) ProtoMessage() {}
 
 func (x *DevicePush) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[31]
+	mi := &file_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2295,7 @@ func (x *DevicePush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DevicePush.ProtoReflect.Descriptor instead.
 func (*DevicePush) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DevicePush) GetEpoch() uint64 {
@@ -2292,7 +2435,7 @@ type Catalog struct {
 
 func (x *Catalog) Reset() {
 	*x = Catalog{}
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2447,7 @@ func (x *Catalog) String() string {
 func (*Catalog) ProtoMessage() {}
 
 func (x *Catalog) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[32]
+	mi := &file_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2460,7 @@ func (x *Catalog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catalog.ProtoReflect.Descriptor instead.
 func (*Catalog) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Catalog) GetApps() []*CatalogApp {
@@ -2371,7 +2514,7 @@ type CatalogApp struct {
 
 func (x *CatalogApp) Reset() {
 	*x = CatalogApp{}
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2526,7 @@ func (x *CatalogApp) String() string {
 func (*CatalogApp) ProtoMessage() {}
 
 func (x *CatalogApp) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[33]
+	mi := &file_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2539,7 @@ func (x *CatalogApp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogApp.ProtoReflect.Descriptor instead.
 func (*CatalogApp) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CatalogApp) GetId() string {
@@ -2466,7 +2609,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2478,7 +2621,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[34]
+	mi := &file_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2491,7 +2634,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PortRange) GetNetwork() string {
@@ -2527,7 +2670,7 @@ type SessionNews struct {
 
 func (x *SessionNews) Reset() {
 	*x = SessionNews{}
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +2682,7 @@ func (x *SessionNews) String() string {
 func (*SessionNews) ProtoMessage() {}
 
 func (x *SessionNews) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[35]
+	mi := &file_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +2695,7 @@ func (x *SessionNews) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionNews.ProtoReflect.Descriptor instead.
 func (*SessionNews) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SessionNews) GetState() string {
@@ -2586,7 +2729,7 @@ type GrantsEnded struct {
 
 func (x *GrantsEnded) Reset() {
 	*x = GrantsEnded{}
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2741,7 @@ func (x *GrantsEnded) String() string {
 func (*GrantsEnded) ProtoMessage() {}
 
 func (x *GrantsEnded) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[36]
+	mi := &file_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2754,7 @@ func (x *GrantsEnded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantsEnded.ProtoReflect.Descriptor instead.
 func (*GrantsEnded) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GrantsEnded) GetGrantIds() []string {
@@ -2638,7 +2781,7 @@ type Denials struct {
 
 func (x *Denials) Reset() {
 	*x = Denials{}
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +2793,7 @@ func (x *Denials) String() string {
 func (*Denials) ProtoMessage() {}
 
 func (x *Denials) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[37]
+	mi := &file_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +2806,7 @@ func (x *Denials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denials.ProtoReflect.Descriptor instead.
 func (*Denials) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Denials) GetForget() bool {
@@ -2683,7 +2826,7 @@ type Reconnect struct {
 
 func (x *Reconnect) Reset() {
 	*x = Reconnect{}
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2838,7 @@ func (x *Reconnect) String() string {
 func (*Reconnect) ProtoMessage() {}
 
 func (x *Reconnect) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[38]
+	mi := &file_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2851,7 @@ func (x *Reconnect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reconnect.ProtoReflect.Descriptor instead.
 func (*Reconnect) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Reconnect) GetAfterMs() int64 {
@@ -2746,7 +2889,7 @@ type ConnectorPush struct {
 
 func (x *ConnectorPush) Reset() {
 	*x = ConnectorPush{}
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2758,7 +2901,7 @@ func (x *ConnectorPush) String() string {
 func (*ConnectorPush) ProtoMessage() {}
 
 func (x *ConnectorPush) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[39]
+	mi := &file_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2771,7 +2914,7 @@ func (x *ConnectorPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectorPush.ProtoReflect.Descriptor instead.
 func (*ConnectorPush) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ConnectorPush) GetEpoch() uint64 {
@@ -2908,7 +3051,7 @@ type Keys struct {
 
 func (x *Keys) Reset() {
 	*x = Keys{}
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3063,7 @@ func (x *Keys) String() string {
 func (*Keys) ProtoMessage() {}
 
 func (x *Keys) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[40]
+	mi := &file_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3076,7 @@ func (x *Keys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Keys.ProtoReflect.Descriptor instead.
 func (*Keys) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Keys) GetEd25519() [][]byte {
@@ -2959,7 +3102,7 @@ type Relays struct {
 
 func (x *Relays) Reset() {
 	*x = Relays{}
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2971,7 +3114,7 @@ func (x *Relays) String() string {
 func (*Relays) ProtoMessage() {}
 
 func (x *Relays) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[41]
+	mi := &file_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2984,7 +3127,7 @@ func (x *Relays) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Relays.ProtoReflect.Descriptor instead.
 func (*Relays) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Relays) GetRelays() []*RelayPath {
@@ -2999,13 +3142,18 @@ type AcknowledgeRequest struct {
 	StatementSequence uint64                 `protobuf:"varint,1,opt,name=statement_sequence,json=statementSequence,proto3" json:"statement_sequence,omitempty"`
 	Revoked           uint64                 `protobuf:"varint,2,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	AssignmentVersion uint64                 `protobuf:"varint,3,opt,name=assignment_version,json=assignmentVersion,proto3" json:"assignment_version,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// active_grants are those with an idle limit on which a byte passed here since the last
+	// acknowledgement that arrived. reports_activity says that this connector fills them in:
+	// of one that does not, silence says nothing.
+	ActiveGrants    []string `protobuf:"bytes,4,rep,name=active_grants,json=activeGrants,proto3" json:"active_grants,omitempty"`
+	ReportsActivity bool     `protobuf:"varint,5,opt,name=reports_activity,json=reportsActivity,proto3" json:"reports_activity,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3165,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[42]
+	mi := &file_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3178,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AcknowledgeRequest) GetStatementSequence() uint64 {
@@ -3054,6 +3202,20 @@ func (x *AcknowledgeRequest) GetAssignmentVersion() uint64 {
 	return 0
 }
 
+func (x *AcknowledgeRequest) GetActiveGrants() []string {
+	if x != nil {
+		return x.ActiveGrants
+	}
+	return nil
+}
+
+func (x *AcknowledgeRequest) GetReportsActivity() bool {
+	if x != nil {
+		return x.ReportsActivity
+	}
+	return false
+}
+
 type AcknowledgeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3062,7 +3224,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3236,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[43]
+	mi := &file_control_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3249,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 type HealthRequest struct {
@@ -3106,7 +3268,7 @@ type HealthRequest struct {
 
 func (x *HealthRequest) Reset() {
 	*x = HealthRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3280,7 @@ func (x *HealthRequest) String() string {
 func (*HealthRequest) ProtoMessage() {}
 
 func (x *HealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[44]
+	mi := &file_control_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3293,7 @@ func (x *HealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthRequest.ProtoReflect.Descriptor instead.
 func (*HealthRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HealthRequest) GetVersion() string {
@@ -3203,7 +3365,7 @@ type PathHealth struct {
 
 func (x *PathHealth) Reset() {
 	*x = PathHealth{}
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3377,7 @@ func (x *PathHealth) String() string {
 func (*PathHealth) ProtoMessage() {}
 
 func (x *PathHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[45]
+	mi := &file_control_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3390,7 @@ func (x *PathHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathHealth.ProtoReflect.Descriptor instead.
 func (*PathHealth) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PathHealth) GetRelayId() string {
@@ -3279,7 +3441,7 @@ type AppHealth struct {
 
 func (x *AppHealth) Reset() {
 	*x = AppHealth{}
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3453,7 @@ func (x *AppHealth) String() string {
 func (*AppHealth) ProtoMessage() {}
 
 func (x *AppHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[46]
+	mi := &file_control_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3466,7 @@ func (x *AppHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppHealth.ProtoReflect.Descriptor instead.
 func (*AppHealth) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AppHealth) GetAppId() string {
@@ -3344,7 +3506,7 @@ type HealthResponse struct {
 
 func (x *HealthResponse) Reset() {
 	*x = HealthResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[47]
+	mi := &file_control_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3518,7 @@ func (x *HealthResponse) String() string {
 func (*HealthResponse) ProtoMessage() {}
 
 func (x *HealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[47]
+	mi := &file_control_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3531,7 @@ func (x *HealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthResponse.ProtoReflect.Descriptor instead.
 func (*HealthResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HealthResponse) GetTimeMs() int64 {
@@ -3392,7 +3554,7 @@ type ShipRequest struct {
 
 func (x *ShipRequest) Reset() {
 	*x = ShipRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[48]
+	mi := &file_control_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3404,7 +3566,7 @@ func (x *ShipRequest) String() string {
 func (*ShipRequest) ProtoMessage() {}
 
 func (x *ShipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[48]
+	mi := &file_control_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3417,7 +3579,7 @@ func (x *ShipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipRequest.ProtoReflect.Descriptor instead.
 func (*ShipRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ShipRequest) GetRecords() [][]byte {
@@ -3443,7 +3605,7 @@ type ShipResponse struct {
 
 func (x *ShipResponse) Reset() {
 	*x = ShipResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[49]
+	mi := &file_control_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3455,7 +3617,7 @@ func (x *ShipResponse) String() string {
 func (*ShipResponse) ProtoMessage() {}
 
 func (x *ShipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[49]
+	mi := &file_control_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3468,7 +3630,7 @@ func (x *ShipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipResponse.ProtoReflect.Descriptor instead.
 func (*ShipResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{49}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ShipResponse) GetThrough() uint64 {
@@ -3487,7 +3649,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[50]
+	mi := &file_control_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3661,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[50]
+	mi := &file_control_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3674,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{50}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ProposeRequest) GetPublish() []*PublishRequest {
@@ -3531,7 +3693,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[51]
+	mi := &file_control_v1_control_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3543,7 +3705,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[51]
+	mi := &file_control_v1_control_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3556,7 +3718,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{51}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ProposeResponse) GetResults() []*PublishResult {
@@ -3574,7 +3736,7 @@ type LeaveRequest struct {
 
 func (x *LeaveRequest) Reset() {
 	*x = LeaveRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[52]
+	mi := &file_control_v1_control_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3748,7 @@ func (x *LeaveRequest) String() string {
 func (*LeaveRequest) ProtoMessage() {}
 
 func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[52]
+	mi := &file_control_v1_control_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3761,7 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{52}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{53}
 }
 
 type LeaveResponse struct {
@@ -3610,7 +3772,7 @@ type LeaveResponse struct {
 
 func (x *LeaveResponse) Reset() {
 	*x = LeaveResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[53]
+	mi := &file_control_v1_control_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3784,7 @@ func (x *LeaveResponse) String() string {
 func (*LeaveResponse) ProtoMessage() {}
 
 func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[53]
+	mi := &file_control_v1_control_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3797,7 @@ func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
 func (*LeaveResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{53}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{54}
 }
 
 type RelayPush struct {
@@ -3655,7 +3817,7 @@ type RelayPush struct {
 
 func (x *RelayPush) Reset() {
 	*x = RelayPush{}
-	mi := &file_control_v1_control_proto_msgTypes[54]
+	mi := &file_control_v1_control_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3667,7 +3829,7 @@ func (x *RelayPush) String() string {
 func (*RelayPush) ProtoMessage() {}
 
 func (x *RelayPush) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[54]
+	mi := &file_control_v1_control_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3680,7 +3842,7 @@ func (x *RelayPush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayPush.ProtoReflect.Descriptor instead.
 func (*RelayPush) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{54}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RelayPush) GetEpoch() uint64 {
@@ -3773,7 +3935,7 @@ type Cut struct {
 
 func (x *Cut) Reset() {
 	*x = Cut{}
-	mi := &file_control_v1_control_proto_msgTypes[55]
+	mi := &file_control_v1_control_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +3947,7 @@ func (x *Cut) String() string {
 func (*Cut) ProtoMessage() {}
 
 func (x *Cut) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[55]
+	mi := &file_control_v1_control_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +3960,7 @@ func (x *Cut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cut.ProtoReflect.Descriptor instead.
 func (*Cut) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{55}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Cut) GetHandles() []uint64 {
@@ -3834,7 +3996,7 @@ type RelayReportRequest struct {
 
 func (x *RelayReportRequest) Reset() {
 	*x = RelayReportRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[56]
+	mi := &file_control_v1_control_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3846,7 +4008,7 @@ func (x *RelayReportRequest) String() string {
 func (*RelayReportRequest) ProtoMessage() {}
 
 func (x *RelayReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[56]
+	mi := &file_control_v1_control_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3859,7 +4021,7 @@ func (x *RelayReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayReportRequest.ProtoReflect.Descriptor instead.
 func (*RelayReportRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{56}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RelayReportRequest) GetVersion() string {
@@ -3899,7 +4061,7 @@ type RelayReportResponse struct {
 
 func (x *RelayReportResponse) Reset() {
 	*x = RelayReportResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[57]
+	mi := &file_control_v1_control_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3911,7 +4073,7 @@ func (x *RelayReportResponse) String() string {
 func (*RelayReportResponse) ProtoMessage() {}
 
 func (x *RelayReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[57]
+	mi := &file_control_v1_control_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3924,7 +4086,7 @@ func (x *RelayReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayReportResponse.ProtoReflect.Descriptor instead.
 func (*RelayReportResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{57}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *RelayReportResponse) GetTimeMs() int64 {
@@ -3938,7 +4100,9 @@ var File_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_control_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x18control/v1/control.proto\x12\x12postern.control.v1\"<\n" +
+	"\x18control/v1/control.proto\x12\x12postern.control.v1\"A\n" +
+	"\vErrorDetail\x122\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x1a.postern.control.v1.ReasonR\x06reason\"<\n" +
 	"\fHelloRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\"\xe1\x01\n" +
@@ -4155,11 +4319,13 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\aed25519\x18\x01 \x03(\fR\aed25519\x12)\n" +
 	"\x10certificates_der\x18\x02 \x03(\fR\x0fcertificatesDer\"?\n" +
 	"\x06Relays\x125\n" +
-	"\x06relays\x18\x01 \x03(\v2\x1d.postern.control.v1.RelayPathR\x06relays\"\x8c\x01\n" +
+	"\x06relays\x18\x01 \x03(\v2\x1d.postern.control.v1.RelayPathR\x06relays\"\xdc\x01\n" +
 	"\x12AcknowledgeRequest\x12-\n" +
 	"\x12statement_sequence\x18\x01 \x01(\x04R\x11statementSequence\x12\x18\n" +
 	"\arevoked\x18\x02 \x01(\x04R\arevoked\x12-\n" +
-	"\x12assignment_version\x18\x03 \x01(\x04R\x11assignmentVersion\"\x15\n" +
+	"\x12assignment_version\x18\x03 \x01(\x04R\x11assignmentVersion\x12#\n" +
+	"\ractive_grants\x18\x04 \x03(\tR\factiveGrants\x12)\n" +
+	"\x10reports_activity\x18\x05 \x01(\bR\x0freportsActivity\"\x15\n" +
 	"\x13AcknowledgeResponse\"\x9e\x02\n" +
 	"\rHealthRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12&\n" +
@@ -4219,7 +4385,23 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\".\n" +
 	"\x13RelayReportResponse\x12\x17\n" +
-	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs*q\n" +
+	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs*\xc8\x02\n" +
+	"\x06Reason\x12\x16\n" +
+	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eREASON_BLOCKED\x10\x01\x12\x12\n" +
+	"\x0eREASON_REMOVED\x10\x02\x12\x16\n" +
+	"\x12REASON_CERTIFICATE\x10\x03\x12\x1e\n" +
+	"\x1aREASON_CERTIFICATE_TOO_OLD\x10\x04\x12\x15\n" +
+	"\x11REASON_SIGNED_OUT\x10\x05\x12\x13\n" +
+	"\x0fREASON_IDENTITY\x10\x06\x12\x10\n" +
+	"\fREASON_TOKEN\x10\a\x12\x16\n" +
+	"\x12REASON_NO_SUCH_APP\x10\b\x12\x17\n" +
+	"\x13REASON_NO_CONNECTOR\x10\t\x12\x17\n" +
+	"\x13REASON_NOT_RECORDED\x10\n" +
+	"\x12\x14\n" +
+	"\x10REASON_WITHDRAWN\x10\v\x12\x14\n" +
+	"\x10REASON_TOO_OFTEN\x10\f\x12\x12\n" +
+	"\x0eREASON_RECORDS\x10\r*q\n" +
 	"\aVerdict\x12\x17\n" +
 	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rVERDICT_ALLOW\x10\x01\x12\x13\n" +
@@ -4262,154 +4444,157 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_control_v1_control_proto_rawDescData
 }
 
-var file_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_control_v1_control_proto_goTypes = []any{
-	(Verdict)(0),                 // 0: postern.control.v1.Verdict
-	(*HelloRequest)(nil),         // 1: postern.control.v1.HelloRequest
-	(*HelloResponse)(nil),        // 2: postern.control.v1.HelloResponse
-	(*DeviceInfo)(nil),           // 3: postern.control.v1.DeviceInfo
-	(*EnrollDeviceRequest)(nil),  // 4: postern.control.v1.EnrollDeviceRequest
-	(*EnrollDeviceResponse)(nil), // 5: postern.control.v1.EnrollDeviceResponse
-	(*Session)(nil),              // 6: postern.control.v1.Session
-	(*JoinConnectorRequest)(nil), // 7: postern.control.v1.JoinConnectorRequest
-	(*PublishRequest)(nil),       // 8: postern.control.v1.PublishRequest
-	(*JoinRelayRequest)(nil),     // 9: postern.control.v1.JoinRelayRequest
-	(*JoinResponse)(nil),         // 10: postern.control.v1.JoinResponse
-	(*PublishResult)(nil),        // 11: postern.control.v1.PublishResult
-	(*RenewRequest)(nil),         // 12: postern.control.v1.RenewRequest
-	(*RenewResponse)(nil),        // 13: postern.control.v1.RenewResponse
-	(*SignInRequest)(nil),        // 14: postern.control.v1.SignInRequest
-	(*SignInResponse)(nil),       // 15: postern.control.v1.SignInResponse
-	(*SignOutRequest)(nil),       // 16: postern.control.v1.SignOutRequest
-	(*SignOutResponse)(nil),      // 17: postern.control.v1.SignOutResponse
-	(*Fact)(nil),                 // 18: postern.control.v1.Fact
-	(*ReportRequest)(nil),        // 19: postern.control.v1.ReportRequest
-	(*ReportResponse)(nil),       // 20: postern.control.v1.ReportResponse
-	(*AuthorizeRequest)(nil),     // 21: postern.control.v1.AuthorizeRequest
-	(*Receipt)(nil),              // 22: postern.control.v1.Receipt
-	(*AuthorizeResponse)(nil),    // 23: postern.control.v1.AuthorizeResponse
-	(*ConnectorPath)(nil),        // 24: postern.control.v1.ConnectorPath
-	(*RelayPath)(nil),            // 25: postern.control.v1.RelayPath
-	(*RelayInfo)(nil),            // 26: postern.control.v1.RelayInfo
-	(*WhyRequest)(nil),           // 27: postern.control.v1.WhyRequest
-	(*WhyResponse)(nil),          // 28: postern.control.v1.WhyResponse
-	(*WatchRequest)(nil),         // 29: postern.control.v1.WatchRequest
-	(*AuditHead)(nil),            // 30: postern.control.v1.AuditHead
-	(*AuditHeads)(nil),           // 31: postern.control.v1.AuditHeads
-	(*DevicePush)(nil),           // 32: postern.control.v1.DevicePush
-	(*Catalog)(nil),              // 33: postern.control.v1.Catalog
-	(*CatalogApp)(nil),           // 34: postern.control.v1.CatalogApp
-	(*PortRange)(nil),            // 35: postern.control.v1.PortRange
-	(*SessionNews)(nil),          // 36: postern.control.v1.SessionNews
-	(*GrantsEnded)(nil),          // 37: postern.control.v1.GrantsEnded
-	(*Denials)(nil),              // 38: postern.control.v1.Denials
-	(*Reconnect)(nil),            // 39: postern.control.v1.Reconnect
-	(*ConnectorPush)(nil),        // 40: postern.control.v1.ConnectorPush
-	(*Keys)(nil),                 // 41: postern.control.v1.Keys
-	(*Relays)(nil),               // 42: postern.control.v1.Relays
-	(*AcknowledgeRequest)(nil),   // 43: postern.control.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),  // 44: postern.control.v1.AcknowledgeResponse
-	(*HealthRequest)(nil),        // 45: postern.control.v1.HealthRequest
-	(*PathHealth)(nil),           // 46: postern.control.v1.PathHealth
-	(*AppHealth)(nil),            // 47: postern.control.v1.AppHealth
-	(*HealthResponse)(nil),       // 48: postern.control.v1.HealthResponse
-	(*ShipRequest)(nil),          // 49: postern.control.v1.ShipRequest
-	(*ShipResponse)(nil),         // 50: postern.control.v1.ShipResponse
-	(*ProposeRequest)(nil),       // 51: postern.control.v1.ProposeRequest
-	(*ProposeResponse)(nil),      // 52: postern.control.v1.ProposeResponse
-	(*LeaveRequest)(nil),         // 53: postern.control.v1.LeaveRequest
-	(*LeaveResponse)(nil),        // 54: postern.control.v1.LeaveResponse
-	(*RelayPush)(nil),            // 55: postern.control.v1.RelayPush
-	(*Cut)(nil),                  // 56: postern.control.v1.Cut
-	(*RelayReportRequest)(nil),   // 57: postern.control.v1.RelayReportRequest
-	(*RelayReportResponse)(nil),  // 58: postern.control.v1.RelayReportResponse
-	nil,                          // 59: postern.control.v1.RelayReportRequest.DropsEntry
+	(Reason)(0),                  // 0: postern.control.v1.Reason
+	(Verdict)(0),                 // 1: postern.control.v1.Verdict
+	(*ErrorDetail)(nil),          // 2: postern.control.v1.ErrorDetail
+	(*HelloRequest)(nil),         // 3: postern.control.v1.HelloRequest
+	(*HelloResponse)(nil),        // 4: postern.control.v1.HelloResponse
+	(*DeviceInfo)(nil),           // 5: postern.control.v1.DeviceInfo
+	(*EnrollDeviceRequest)(nil),  // 6: postern.control.v1.EnrollDeviceRequest
+	(*EnrollDeviceResponse)(nil), // 7: postern.control.v1.EnrollDeviceResponse
+	(*Session)(nil),              // 8: postern.control.v1.Session
+	(*JoinConnectorRequest)(nil), // 9: postern.control.v1.JoinConnectorRequest
+	(*PublishRequest)(nil),       // 10: postern.control.v1.PublishRequest
+	(*JoinRelayRequest)(nil),     // 11: postern.control.v1.JoinRelayRequest
+	(*JoinResponse)(nil),         // 12: postern.control.v1.JoinResponse
+	(*PublishResult)(nil),        // 13: postern.control.v1.PublishResult
+	(*RenewRequest)(nil),         // 14: postern.control.v1.RenewRequest
+	(*RenewResponse)(nil),        // 15: postern.control.v1.RenewResponse
+	(*SignInRequest)(nil),        // 16: postern.control.v1.SignInRequest
+	(*SignInResponse)(nil),       // 17: postern.control.v1.SignInResponse
+	(*SignOutRequest)(nil),       // 18: postern.control.v1.SignOutRequest
+	(*SignOutResponse)(nil),      // 19: postern.control.v1.SignOutResponse
+	(*Fact)(nil),                 // 20: postern.control.v1.Fact
+	(*ReportRequest)(nil),        // 21: postern.control.v1.ReportRequest
+	(*ReportResponse)(nil),       // 22: postern.control.v1.ReportResponse
+	(*AuthorizeRequest)(nil),     // 23: postern.control.v1.AuthorizeRequest
+	(*Receipt)(nil),              // 24: postern.control.v1.Receipt
+	(*AuthorizeResponse)(nil),    // 25: postern.control.v1.AuthorizeResponse
+	(*ConnectorPath)(nil),        // 26: postern.control.v1.ConnectorPath
+	(*RelayPath)(nil),            // 27: postern.control.v1.RelayPath
+	(*RelayInfo)(nil),            // 28: postern.control.v1.RelayInfo
+	(*WhyRequest)(nil),           // 29: postern.control.v1.WhyRequest
+	(*WhyResponse)(nil),          // 30: postern.control.v1.WhyResponse
+	(*WatchRequest)(nil),         // 31: postern.control.v1.WatchRequest
+	(*AuditHead)(nil),            // 32: postern.control.v1.AuditHead
+	(*AuditHeads)(nil),           // 33: postern.control.v1.AuditHeads
+	(*DevicePush)(nil),           // 34: postern.control.v1.DevicePush
+	(*Catalog)(nil),              // 35: postern.control.v1.Catalog
+	(*CatalogApp)(nil),           // 36: postern.control.v1.CatalogApp
+	(*PortRange)(nil),            // 37: postern.control.v1.PortRange
+	(*SessionNews)(nil),          // 38: postern.control.v1.SessionNews
+	(*GrantsEnded)(nil),          // 39: postern.control.v1.GrantsEnded
+	(*Denials)(nil),              // 40: postern.control.v1.Denials
+	(*Reconnect)(nil),            // 41: postern.control.v1.Reconnect
+	(*ConnectorPush)(nil),        // 42: postern.control.v1.ConnectorPush
+	(*Keys)(nil),                 // 43: postern.control.v1.Keys
+	(*Relays)(nil),               // 44: postern.control.v1.Relays
+	(*AcknowledgeRequest)(nil),   // 45: postern.control.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),  // 46: postern.control.v1.AcknowledgeResponse
+	(*HealthRequest)(nil),        // 47: postern.control.v1.HealthRequest
+	(*PathHealth)(nil),           // 48: postern.control.v1.PathHealth
+	(*AppHealth)(nil),            // 49: postern.control.v1.AppHealth
+	(*HealthResponse)(nil),       // 50: postern.control.v1.HealthResponse
+	(*ShipRequest)(nil),          // 51: postern.control.v1.ShipRequest
+	(*ShipResponse)(nil),         // 52: postern.control.v1.ShipResponse
+	(*ProposeRequest)(nil),       // 53: postern.control.v1.ProposeRequest
+	(*ProposeResponse)(nil),      // 54: postern.control.v1.ProposeResponse
+	(*LeaveRequest)(nil),         // 55: postern.control.v1.LeaveRequest
+	(*LeaveResponse)(nil),        // 56: postern.control.v1.LeaveResponse
+	(*RelayPush)(nil),            // 57: postern.control.v1.RelayPush
+	(*Cut)(nil),                  // 58: postern.control.v1.Cut
+	(*RelayReportRequest)(nil),   // 59: postern.control.v1.RelayReportRequest
+	(*RelayReportResponse)(nil),  // 60: postern.control.v1.RelayReportResponse
+	nil,                          // 61: postern.control.v1.RelayReportRequest.DropsEntry
 }
 var file_control_v1_control_proto_depIdxs = []int32{
-	3,  // 0: postern.control.v1.EnrollDeviceRequest.device:type_name -> postern.control.v1.DeviceInfo
-	6,  // 1: postern.control.v1.EnrollDeviceResponse.session:type_name -> postern.control.v1.Session
-	8,  // 2: postern.control.v1.JoinConnectorRequest.publish:type_name -> postern.control.v1.PublishRequest
-	11, // 3: postern.control.v1.JoinResponse.published:type_name -> postern.control.v1.PublishResult
-	3,  // 4: postern.control.v1.SignInRequest.device:type_name -> postern.control.v1.DeviceInfo
-	6,  // 5: postern.control.v1.SignInResponse.session:type_name -> postern.control.v1.Session
-	18, // 6: postern.control.v1.ReportRequest.facts:type_name -> postern.control.v1.Fact
-	0,  // 7: postern.control.v1.Receipt.verdict:type_name -> postern.control.v1.Verdict
-	22, // 8: postern.control.v1.AuthorizeResponse.receipt:type_name -> postern.control.v1.Receipt
-	24, // 9: postern.control.v1.AuthorizeResponse.connectors:type_name -> postern.control.v1.ConnectorPath
-	25, // 10: postern.control.v1.ConnectorPath.relays:type_name -> postern.control.v1.RelayPath
-	26, // 11: postern.control.v1.RelayPath.relay:type_name -> postern.control.v1.RelayInfo
-	22, // 12: postern.control.v1.WhyResponse.receipt:type_name -> postern.control.v1.Receipt
-	30, // 13: postern.control.v1.WatchRequest.remembered:type_name -> postern.control.v1.AuditHead
-	30, // 14: postern.control.v1.AuditHeads.head:type_name -> postern.control.v1.AuditHead
-	30, // 15: postern.control.v1.AuditHeads.remembered:type_name -> postern.control.v1.AuditHead
-	33, // 16: postern.control.v1.DevicePush.catalog:type_name -> postern.control.v1.Catalog
-	36, // 17: postern.control.v1.DevicePush.session:type_name -> postern.control.v1.SessionNews
-	37, // 18: postern.control.v1.DevicePush.ended:type_name -> postern.control.v1.GrantsEnded
-	39, // 19: postern.control.v1.DevicePush.reconnect:type_name -> postern.control.v1.Reconnect
-	38, // 20: postern.control.v1.DevicePush.denials:type_name -> postern.control.v1.Denials
-	31, // 21: postern.control.v1.DevicePush.audit:type_name -> postern.control.v1.AuditHeads
-	34, // 22: postern.control.v1.Catalog.apps:type_name -> postern.control.v1.CatalogApp
-	26, // 23: postern.control.v1.Catalog.relays:type_name -> postern.control.v1.RelayInfo
-	35, // 24: postern.control.v1.CatalogApp.ports:type_name -> postern.control.v1.PortRange
-	6,  // 25: postern.control.v1.SessionNews.session:type_name -> postern.control.v1.Session
-	22, // 26: postern.control.v1.GrantsEnded.receipt:type_name -> postern.control.v1.Receipt
-	41, // 27: postern.control.v1.ConnectorPush.keys:type_name -> postern.control.v1.Keys
-	42, // 28: postern.control.v1.ConnectorPush.relays:type_name -> postern.control.v1.Relays
-	39, // 29: postern.control.v1.ConnectorPush.reconnect:type_name -> postern.control.v1.Reconnect
-	31, // 30: postern.control.v1.ConnectorPush.audit:type_name -> postern.control.v1.AuditHeads
-	25, // 31: postern.control.v1.Relays.relays:type_name -> postern.control.v1.RelayPath
-	46, // 32: postern.control.v1.HealthRequest.paths:type_name -> postern.control.v1.PathHealth
-	47, // 33: postern.control.v1.HealthRequest.apps:type_name -> postern.control.v1.AppHealth
-	8,  // 34: postern.control.v1.ProposeRequest.publish:type_name -> postern.control.v1.PublishRequest
-	11, // 35: postern.control.v1.ProposeResponse.results:type_name -> postern.control.v1.PublishResult
-	41, // 36: postern.control.v1.RelayPush.keys:type_name -> postern.control.v1.Keys
-	56, // 37: postern.control.v1.RelayPush.cut:type_name -> postern.control.v1.Cut
-	39, // 38: postern.control.v1.RelayPush.reconnect:type_name -> postern.control.v1.Reconnect
-	59, // 39: postern.control.v1.RelayReportRequest.drops:type_name -> postern.control.v1.RelayReportRequest.DropsEntry
-	1,  // 40: postern.control.v1.EnrollService.Hello:input_type -> postern.control.v1.HelloRequest
-	4,  // 41: postern.control.v1.EnrollService.EnrollDevice:input_type -> postern.control.v1.EnrollDeviceRequest
-	7,  // 42: postern.control.v1.EnrollService.JoinConnector:input_type -> postern.control.v1.JoinConnectorRequest
-	9,  // 43: postern.control.v1.EnrollService.JoinRelay:input_type -> postern.control.v1.JoinRelayRequest
-	12, // 44: postern.control.v1.EnrollService.Renew:input_type -> postern.control.v1.RenewRequest
-	14, // 45: postern.control.v1.DeviceService.SignIn:input_type -> postern.control.v1.SignInRequest
-	16, // 46: postern.control.v1.DeviceService.SignOut:input_type -> postern.control.v1.SignOutRequest
-	19, // 47: postern.control.v1.DeviceService.Report:input_type -> postern.control.v1.ReportRequest
-	21, // 48: postern.control.v1.DeviceService.Authorize:input_type -> postern.control.v1.AuthorizeRequest
-	27, // 49: postern.control.v1.DeviceService.Why:input_type -> postern.control.v1.WhyRequest
-	29, // 50: postern.control.v1.DeviceService.Watch:input_type -> postern.control.v1.WatchRequest
-	29, // 51: postern.control.v1.ConnectorService.Watch:input_type -> postern.control.v1.WatchRequest
-	43, // 52: postern.control.v1.ConnectorService.Acknowledge:input_type -> postern.control.v1.AcknowledgeRequest
-	45, // 53: postern.control.v1.ConnectorService.Health:input_type -> postern.control.v1.HealthRequest
-	49, // 54: postern.control.v1.ConnectorService.Ship:input_type -> postern.control.v1.ShipRequest
-	51, // 55: postern.control.v1.ConnectorService.Propose:input_type -> postern.control.v1.ProposeRequest
-	53, // 56: postern.control.v1.ConnectorService.Leave:input_type -> postern.control.v1.LeaveRequest
-	29, // 57: postern.control.v1.RelayService.Watch:input_type -> postern.control.v1.WatchRequest
-	57, // 58: postern.control.v1.RelayService.Report:input_type -> postern.control.v1.RelayReportRequest
-	2,  // 59: postern.control.v1.EnrollService.Hello:output_type -> postern.control.v1.HelloResponse
-	5,  // 60: postern.control.v1.EnrollService.EnrollDevice:output_type -> postern.control.v1.EnrollDeviceResponse
-	10, // 61: postern.control.v1.EnrollService.JoinConnector:output_type -> postern.control.v1.JoinResponse
-	10, // 62: postern.control.v1.EnrollService.JoinRelay:output_type -> postern.control.v1.JoinResponse
-	13, // 63: postern.control.v1.EnrollService.Renew:output_type -> postern.control.v1.RenewResponse
-	15, // 64: postern.control.v1.DeviceService.SignIn:output_type -> postern.control.v1.SignInResponse
-	17, // 65: postern.control.v1.DeviceService.SignOut:output_type -> postern.control.v1.SignOutResponse
-	20, // 66: postern.control.v1.DeviceService.Report:output_type -> postern.control.v1.ReportResponse
-	23, // 67: postern.control.v1.DeviceService.Authorize:output_type -> postern.control.v1.AuthorizeResponse
-	28, // 68: postern.control.v1.DeviceService.Why:output_type -> postern.control.v1.WhyResponse
-	32, // 69: postern.control.v1.DeviceService.Watch:output_type -> postern.control.v1.DevicePush
-	40, // 70: postern.control.v1.ConnectorService.Watch:output_type -> postern.control.v1.ConnectorPush
-	44, // 71: postern.control.v1.ConnectorService.Acknowledge:output_type -> postern.control.v1.AcknowledgeResponse
-	48, // 72: postern.control.v1.ConnectorService.Health:output_type -> postern.control.v1.HealthResponse
-	50, // 73: postern.control.v1.ConnectorService.Ship:output_type -> postern.control.v1.ShipResponse
-	52, // 74: postern.control.v1.ConnectorService.Propose:output_type -> postern.control.v1.ProposeResponse
-	54, // 75: postern.control.v1.ConnectorService.Leave:output_type -> postern.control.v1.LeaveResponse
-	55, // 76: postern.control.v1.RelayService.Watch:output_type -> postern.control.v1.RelayPush
-	58, // 77: postern.control.v1.RelayService.Report:output_type -> postern.control.v1.RelayReportResponse
-	59, // [59:78] is the sub-list for method output_type
-	40, // [40:59] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	0,  // 0: postern.control.v1.ErrorDetail.reason:type_name -> postern.control.v1.Reason
+	5,  // 1: postern.control.v1.EnrollDeviceRequest.device:type_name -> postern.control.v1.DeviceInfo
+	8,  // 2: postern.control.v1.EnrollDeviceResponse.session:type_name -> postern.control.v1.Session
+	10, // 3: postern.control.v1.JoinConnectorRequest.publish:type_name -> postern.control.v1.PublishRequest
+	13, // 4: postern.control.v1.JoinResponse.published:type_name -> postern.control.v1.PublishResult
+	5,  // 5: postern.control.v1.SignInRequest.device:type_name -> postern.control.v1.DeviceInfo
+	8,  // 6: postern.control.v1.SignInResponse.session:type_name -> postern.control.v1.Session
+	20, // 7: postern.control.v1.ReportRequest.facts:type_name -> postern.control.v1.Fact
+	1,  // 8: postern.control.v1.Receipt.verdict:type_name -> postern.control.v1.Verdict
+	24, // 9: postern.control.v1.AuthorizeResponse.receipt:type_name -> postern.control.v1.Receipt
+	26, // 10: postern.control.v1.AuthorizeResponse.connectors:type_name -> postern.control.v1.ConnectorPath
+	27, // 11: postern.control.v1.ConnectorPath.relays:type_name -> postern.control.v1.RelayPath
+	28, // 12: postern.control.v1.RelayPath.relay:type_name -> postern.control.v1.RelayInfo
+	24, // 13: postern.control.v1.WhyResponse.receipt:type_name -> postern.control.v1.Receipt
+	32, // 14: postern.control.v1.WatchRequest.remembered:type_name -> postern.control.v1.AuditHead
+	32, // 15: postern.control.v1.AuditHeads.head:type_name -> postern.control.v1.AuditHead
+	32, // 16: postern.control.v1.AuditHeads.remembered:type_name -> postern.control.v1.AuditHead
+	35, // 17: postern.control.v1.DevicePush.catalog:type_name -> postern.control.v1.Catalog
+	38, // 18: postern.control.v1.DevicePush.session:type_name -> postern.control.v1.SessionNews
+	39, // 19: postern.control.v1.DevicePush.ended:type_name -> postern.control.v1.GrantsEnded
+	41, // 20: postern.control.v1.DevicePush.reconnect:type_name -> postern.control.v1.Reconnect
+	40, // 21: postern.control.v1.DevicePush.denials:type_name -> postern.control.v1.Denials
+	33, // 22: postern.control.v1.DevicePush.audit:type_name -> postern.control.v1.AuditHeads
+	36, // 23: postern.control.v1.Catalog.apps:type_name -> postern.control.v1.CatalogApp
+	28, // 24: postern.control.v1.Catalog.relays:type_name -> postern.control.v1.RelayInfo
+	37, // 25: postern.control.v1.CatalogApp.ports:type_name -> postern.control.v1.PortRange
+	8,  // 26: postern.control.v1.SessionNews.session:type_name -> postern.control.v1.Session
+	24, // 27: postern.control.v1.GrantsEnded.receipt:type_name -> postern.control.v1.Receipt
+	43, // 28: postern.control.v1.ConnectorPush.keys:type_name -> postern.control.v1.Keys
+	44, // 29: postern.control.v1.ConnectorPush.relays:type_name -> postern.control.v1.Relays
+	41, // 30: postern.control.v1.ConnectorPush.reconnect:type_name -> postern.control.v1.Reconnect
+	33, // 31: postern.control.v1.ConnectorPush.audit:type_name -> postern.control.v1.AuditHeads
+	27, // 32: postern.control.v1.Relays.relays:type_name -> postern.control.v1.RelayPath
+	48, // 33: postern.control.v1.HealthRequest.paths:type_name -> postern.control.v1.PathHealth
+	49, // 34: postern.control.v1.HealthRequest.apps:type_name -> postern.control.v1.AppHealth
+	10, // 35: postern.control.v1.ProposeRequest.publish:type_name -> postern.control.v1.PublishRequest
+	13, // 36: postern.control.v1.ProposeResponse.results:type_name -> postern.control.v1.PublishResult
+	43, // 37: postern.control.v1.RelayPush.keys:type_name -> postern.control.v1.Keys
+	58, // 38: postern.control.v1.RelayPush.cut:type_name -> postern.control.v1.Cut
+	41, // 39: postern.control.v1.RelayPush.reconnect:type_name -> postern.control.v1.Reconnect
+	61, // 40: postern.control.v1.RelayReportRequest.drops:type_name -> postern.control.v1.RelayReportRequest.DropsEntry
+	3,  // 41: postern.control.v1.EnrollService.Hello:input_type -> postern.control.v1.HelloRequest
+	6,  // 42: postern.control.v1.EnrollService.EnrollDevice:input_type -> postern.control.v1.EnrollDeviceRequest
+	9,  // 43: postern.control.v1.EnrollService.JoinConnector:input_type -> postern.control.v1.JoinConnectorRequest
+	11, // 44: postern.control.v1.EnrollService.JoinRelay:input_type -> postern.control.v1.JoinRelayRequest
+	14, // 45: postern.control.v1.EnrollService.Renew:input_type -> postern.control.v1.RenewRequest
+	16, // 46: postern.control.v1.DeviceService.SignIn:input_type -> postern.control.v1.SignInRequest
+	18, // 47: postern.control.v1.DeviceService.SignOut:input_type -> postern.control.v1.SignOutRequest
+	21, // 48: postern.control.v1.DeviceService.Report:input_type -> postern.control.v1.ReportRequest
+	23, // 49: postern.control.v1.DeviceService.Authorize:input_type -> postern.control.v1.AuthorizeRequest
+	29, // 50: postern.control.v1.DeviceService.Why:input_type -> postern.control.v1.WhyRequest
+	31, // 51: postern.control.v1.DeviceService.Watch:input_type -> postern.control.v1.WatchRequest
+	31, // 52: postern.control.v1.ConnectorService.Watch:input_type -> postern.control.v1.WatchRequest
+	45, // 53: postern.control.v1.ConnectorService.Acknowledge:input_type -> postern.control.v1.AcknowledgeRequest
+	47, // 54: postern.control.v1.ConnectorService.Health:input_type -> postern.control.v1.HealthRequest
+	51, // 55: postern.control.v1.ConnectorService.Ship:input_type -> postern.control.v1.ShipRequest
+	53, // 56: postern.control.v1.ConnectorService.Propose:input_type -> postern.control.v1.ProposeRequest
+	55, // 57: postern.control.v1.ConnectorService.Leave:input_type -> postern.control.v1.LeaveRequest
+	31, // 58: postern.control.v1.RelayService.Watch:input_type -> postern.control.v1.WatchRequest
+	59, // 59: postern.control.v1.RelayService.Report:input_type -> postern.control.v1.RelayReportRequest
+	4,  // 60: postern.control.v1.EnrollService.Hello:output_type -> postern.control.v1.HelloResponse
+	7,  // 61: postern.control.v1.EnrollService.EnrollDevice:output_type -> postern.control.v1.EnrollDeviceResponse
+	12, // 62: postern.control.v1.EnrollService.JoinConnector:output_type -> postern.control.v1.JoinResponse
+	12, // 63: postern.control.v1.EnrollService.JoinRelay:output_type -> postern.control.v1.JoinResponse
+	15, // 64: postern.control.v1.EnrollService.Renew:output_type -> postern.control.v1.RenewResponse
+	17, // 65: postern.control.v1.DeviceService.SignIn:output_type -> postern.control.v1.SignInResponse
+	19, // 66: postern.control.v1.DeviceService.SignOut:output_type -> postern.control.v1.SignOutResponse
+	22, // 67: postern.control.v1.DeviceService.Report:output_type -> postern.control.v1.ReportResponse
+	25, // 68: postern.control.v1.DeviceService.Authorize:output_type -> postern.control.v1.AuthorizeResponse
+	30, // 69: postern.control.v1.DeviceService.Why:output_type -> postern.control.v1.WhyResponse
+	34, // 70: postern.control.v1.DeviceService.Watch:output_type -> postern.control.v1.DevicePush
+	42, // 71: postern.control.v1.ConnectorService.Watch:output_type -> postern.control.v1.ConnectorPush
+	46, // 72: postern.control.v1.ConnectorService.Acknowledge:output_type -> postern.control.v1.AcknowledgeResponse
+	50, // 73: postern.control.v1.ConnectorService.Health:output_type -> postern.control.v1.HealthResponse
+	52, // 74: postern.control.v1.ConnectorService.Ship:output_type -> postern.control.v1.ShipResponse
+	54, // 75: postern.control.v1.ConnectorService.Propose:output_type -> postern.control.v1.ProposeResponse
+	56, // 76: postern.control.v1.ConnectorService.Leave:output_type -> postern.control.v1.LeaveResponse
+	57, // 77: postern.control.v1.RelayService.Watch:output_type -> postern.control.v1.RelayPush
+	60, // 78: postern.control.v1.RelayService.Report:output_type -> postern.control.v1.RelayReportResponse
+	60, // [60:79] is the sub-list for method output_type
+	41, // [41:60] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -4417,7 +4602,7 @@ func file_control_v1_control_proto_init() {
 	if File_control_v1_control_proto != nil {
 		return
 	}
-	file_control_v1_control_proto_msgTypes[31].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[32].OneofWrappers = []any{
 		(*DevicePush_Catalog)(nil),
 		(*DevicePush_Session)(nil),
 		(*DevicePush_Ended)(nil),
@@ -4425,7 +4610,7 @@ func file_control_v1_control_proto_init() {
 		(*DevicePush_Denials)(nil),
 		(*DevicePush_Audit)(nil),
 	}
-	file_control_v1_control_proto_msgTypes[39].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[40].OneofWrappers = []any{
 		(*ConnectorPush_Keys)(nil),
 		(*ConnectorPush_Assignment)(nil),
 		(*ConnectorPush_Statement)(nil),
@@ -4433,7 +4618,7 @@ func file_control_v1_control_proto_init() {
 		(*ConnectorPush_Reconnect)(nil),
 		(*ConnectorPush_Audit)(nil),
 	}
-	file_control_v1_control_proto_msgTypes[54].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[55].OneofWrappers = []any{
 		(*RelayPush_Keys)(nil),
 		(*RelayPush_Cut)(nil),
 		(*RelayPush_Reconnect)(nil),
@@ -4443,8 +4628,8 @@ func file_control_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   59,
+			NumEnums:      2,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
