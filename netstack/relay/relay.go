@@ -60,8 +60,9 @@ type Limits struct {
 	// BytesPerSecond bounds each direction of each link when its ticket does not; zero is
 	// no limit.
 	BytesPerSecond uint64
-	// Revocations is how many are remembered one by one; beyond that every ticket older
-	// than the overflow is refused.
+	// Revocations is how many holders, and how many handles, are remembered one by one.
+	// With more holders every ticket older than the overflow is refused; of handles the
+	// oldest are forgotten.
 	Revocations int
 }
 

@@ -334,11 +334,8 @@ func TestRevocations(t *testing.T) {
 		t.Error("a stranger to the revocation, or a ticket issued after it, was refused")
 	}
 	before := b.holder(nil)
-	var many []ticket.Handle
-	for range 5 {
-		many = append(many, ticket.NewHandle())
-	}
-	b.relay.Revoke(Revocation{Handles: many, At: b.now})
+	many := []ids.KeyID{{3}, {4}, {5}, {6}, {7}}
+	b.relay.Revoke(Revocation{Holders: many, At: b.now})
 	if r := before.bind(1); r != DropRevoked {
 		t.Errorf("after an overflow an older ticket binds: %s", r)
 	}
@@ -348,6 +345,55 @@ func TestRevocations(t *testing.T) {
 	b.now = b.now.Add(time.Second)
 	if r := b.holder(nil).bind(1); r != OK {
 		t.Errorf("after an overflow a newer ticket: %s", r)
+	}
+}
+
+// TestVoidHandle: the tickets of a link that was revoked are refused and what stands on them
+// ends; a newer ticket opens the link again, and the same news once more spares it.
+func TestVoidHandle(t *testing.T) {
+	b := newBench(t, Limits{})
+	c := b.holder(nil)
+	c.bind(1)
+	old, other := b.client(c), b.client(c)
+	old.bind(1)
+	other.bind(1)
+	cut := Revocation{Handles: []ticket.Handle{old.tk.Handle}, At: b.now}
+	b.relay.Revoke(cut)
+	if b.relay.bindings.get(old.tk.Handle) != nil || b.relay.bindings.get(other.tk.Handle) == nil || b.relay.bindings.get(c.tk.Handle) == nil {
+		t.Error("not the one link was cut")
+	}
+	if r := old.bind(2); r != DropRevoked {
+		t.Errorf("bind under the old ticket: %s", r)
+	}
+	b.now = b.now.Add(time.Second)
+	again := b.holder(func(k *ticket.Ticket) { k.Role, k.Connector, k.Handle = ticket.RoleClient, c.tk.Handle, old.tk.Handle })
+	if r := again.bind(1); r != OK {
+		t.Errorf("bind under a newer ticket: %s", r)
+	}
+	b.relay.Revoke(cut)
+	if b.relay.bindings.get(again.tk.Handle) == nil {
+		t.Error("the repeated news cut who came back with a newer ticket")
+	}
+	if r := old.bind(3); r != DropRevoked {
+		t.Errorf("bind under the old ticket beside the newer: %s", r)
+	}
+	b.now = old.tk.Expires
+	if r := old.bind(4); r != DropExpired {
+		t.Errorf("bind under the old ticket at its end: %s", r)
+	}
+}
+
+func TestOldestHandlesAreForgotten(t *testing.T) {
+	v := newRevocations(4)
+	at := time.Unix(1_800_000_000, 0)
+	for i := range 5 {
+		v.add(Revocation{Handles: []ticket.Handle{ticket.Handle(i + 1)}, At: at.Add(time.Duration(i) * time.Second)}, at)
+	}
+	for i := range 5 {
+		tk := ticket.Ticket{Handle: ticket.Handle(i + 1), NotBefore: at.Add(-time.Hour)}
+		if got, want := v.covers(tk), i >= 3; got != want {
+			t.Errorf("link %d of 5 is void: %t, want %t", i+1, got, want)
+		}
 	}
 }
 

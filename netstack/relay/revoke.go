@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -9,9 +10,9 @@ import (
 	"github.com/postern-zt/postern/proto/ticket"
 )
 
-// Revocation ends links at once and refuses their tickets from then on. Tickets whose
-// NotBefore is later than At are new ones and hold, so the broker must not backdate
-// tickets (the relay has its own tolerance).
+// Revocation ends what stands on tickets of before it, at once, and refuses them from then
+// on. Tickets whose NotBefore is later than At are new ones and hold, so the broker must not
+// backdate tickets (the relay has its own tolerance).
 type Revocation struct {
 	// Handles of links or connectors.
 	Handles []ticket.Handle
@@ -21,12 +22,21 @@ type Revocation struct {
 	At time.Time
 }
 
-// Revoke carries out rv. It is idempotent, so the feed may repeat it.
+// names reports whether rv makes t void.
+func (rv Revocation) names(t ticket.Ticket) bool {
+	return !t.NotBefore.After(rv.At) &&
+		(slices.Contains(rv.Holders, t.Holder) || slices.Contains(rv.Handles, t.Handle))
+}
+
+// Revoke carries out rv. It is idempotent and spares who has a newer ticket, so the feed may
+// repeat it.
 func (r *Relay) Revoke(rv Revocation) {
 	r.revoked.add(rv, r.cfg.Now())
-	r.Cut(rv.Handles...)
 	if len(rv.Holders) > 0 {
 		r.cutHolders(rv)
+	}
+	for _, h := range rv.Handles {
+		r.cutVoid(h, rv)
 	}
 }
 
@@ -41,26 +51,39 @@ func (r *Relay) Cut(handles ...ticket.Handle) {
 	}
 }
 
+// cutVoid ends what a handle has on tickets that rv makes void.
+func (r *Relay) cutVoid(h ticket.Handle, rv Revocation) {
+	if b := r.bindings.get(h); b != nil && rv.names(b.ticketNow()) {
+		r.unbind(b)
+	}
+	r.mu.Lock()
+	ctl, k := r.controls[h], r.links[h]
+	void := ctl != nil && rv.names(ctl.ticket) || k != nil && rv.names(k.ticket)
+	r.mu.Unlock()
+	if void {
+		r.cutTCP(h)
+	}
+}
+
 // cutHolders ends what the named holders have at this relay.
 func (r *Relay) cutHolders(rv Revocation) {
-	named := func(t ticket.Ticket) bool {
-		return slices.Contains(rv.Holders, t.Holder) && !t.NotBefore.After(rv.At)
-	}
 	r.bindings.all(func(_ ticket.Handle, b *binding) {
-		if named(b.ticketNow()) {
+		if rv.names(b.ticketNow()) {
 			r.unbind(b)
 		}
 	})
 	for _, t := range r.tcpTickets() {
-		if named(t) {
+		if rv.names(t) {
 			r.cutTCP(t.Handle)
 		}
 	}
 }
 
 // revocations remembers each revocation for as long as a ticket from before it could be
-// valid. When there are more than max, everything issued before that moment is refused:
-// holders fetch new tickets, nobody revoked slips through.
+// valid. When there are more holders than max, everything issued before that moment is
+// refused: holders fetch new tickets, nobody blocked slips through. Of handles beyond max
+// the oldest are forgotten: links end every day by the thousand without anybody's fault, and
+// what a link without a grant may do is refused by its connector too.
 type revocations struct {
 	max int
 
@@ -85,10 +108,20 @@ func (v *revocations) add(rv Revocation, now time.Time) {
 	for _, k := range rv.Holders {
 		v.holders[k] = later(v.holders[k], rv.At)
 	}
-	if len(v.handles)+len(v.holders) > v.max {
+	if len(v.holders) > v.max {
 		v.floor = later(v.floor, later(now, rv.At))
-		clear(v.handles)
 		clear(v.holders)
+	}
+	if len(v.handles) > v.max {
+		forgetOldest(v.handles, v.max/2)
+	}
+}
+
+// forgetOldest leaves the n newest, and room until it is needed again.
+func forgetOldest(m map[ticket.Handle]time.Time, n int) {
+	order := slices.SortedFunc(maps.Keys(m), func(a, b ticket.Handle) int { return m[b].Compare(m[a]) })
+	for _, h := range order[n:] {
+		delete(m, h)
 	}
 }
 
