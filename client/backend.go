@@ -258,7 +258,7 @@ func (Backend) Code(err error) (connect.Code, string) {
 		return connect.CodePermissionDenied, Sentence(err)
 	case errors.Is(err, ErrNotSignedIn), errors.Is(err, tunnels.ErrSignedOut):
 		return connect.CodeFailedPrecondition, ErrNotSignedIn.Error()
-	case errors.Is(err, tunnels.ErrBroker):
+	case errors.Is(err, tunnels.ErrBroker), errors.Is(err, tunnels.ErrNotGiven):
 		return connect.CodeUnavailable, err.Error()
 	case errors.Is(err, tunnels.ErrUnknownApp):
 		return connect.CodeNotFound, err.Error()

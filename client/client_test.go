@@ -43,6 +43,8 @@ func TestProgramsAreToldTheTruth(t *testing.T) {
 		{frame.Timeout.Err(), session.TimedOut, proxy.TTLExpired, connect.CodeAborted},
 		{frame.Revoked.Err(), session.NotAllowed, proxy.NotAllowed, connect.CodeAborted},
 		{fmt.Errorf("x: %w", tunnels.ErrBroker), session.Unreachable, proxy.HostUnreachable, connect.CodeUnavailable},
+		{fmt.Errorf("x: %w", tunnels.ErrNotGiven), session.Unreachable, proxy.HostUnreachable, connect.CodeUnavailable},
+		{tunnels.ErrRemoved, session.NotAllowed, proxy.NotAllowed, connect.CodeUnknown},
 		{tunnels.ErrNoConnector, session.Unreachable, proxy.HostUnreachable, connect.CodeAborted},
 		{tunnels.ErrUnknownApp, session.Unreachable, proxy.HostUnreachable, connect.CodeNotFound},
 		{fmt.Errorf("%w: %w", link.ErrNoCarrier, context.DeadlineExceeded), session.Unreachable, proxy.HostUnreachable, connect.CodeAborted},

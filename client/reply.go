@@ -21,8 +21,8 @@ func OutcomeOf(err error) session.Outcome {
 		return session.OutcomeOf(refusal.Code)
 	}
 	switch {
-	case errors.Is(err, tunnels.ErrNoConnector), errors.Is(err, tunnels.ErrBroker), errors.Is(err, link.ErrNoCarrier),
-		errors.Is(err, tunnels.ErrUnknownApp), errors.Is(err, tunnels.ErrClosed), errors.Is(err, link.ErrClosed):
+	case errors.Is(err, tunnels.ErrNoConnector), errors.Is(err, tunnels.ErrBroker), errors.Is(err, tunnels.ErrNotGiven),
+		errors.Is(err, link.ErrNoCarrier), errors.Is(err, tunnels.ErrUnknownApp), errors.Is(err, tunnels.ErrClosed), errors.Is(err, link.ErrClosed):
 		return session.Unreachable
 	case errors.Is(err, context.DeadlineExceeded):
 		return session.TimedOut

@@ -252,7 +252,13 @@ func explainCall(err error) error {
 	if !errors.As(err, &ce) || !connect.IsWireError(err) {
 		return fmt.Errorf("%w: %w", tunnels.ErrBroker, err)
 	}
-	switch ce.Code() {
+	switch control.ReasonOf(err) {
+	case controlv1.Reason_REASON_SIGNED_OUT:
+		return ErrNotSignedIn
+	case controlv1.Reason_REASON_REMOVED:
+		return fmt.Errorf("%w: %s", tunnels.ErrRemoved, ce.Message())
+	}
+	switch ce.Code() { // what a broker that is older than reasons says
 	case connect.CodeFailedPrecondition:
 		return ErrNotSignedIn
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:

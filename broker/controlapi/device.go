@@ -219,7 +219,7 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 // errNoApp is the answer for an app that does not exist and for one that the user may not
 // know of.
 func errNoApp() error {
-	return connect.NewError(connect.CodeNotFound, errors.New("no app with this name"))
+	return &refusal{connect.CodeNotFound, controlv1.Reason_REASON_NO_SUCH_APP, "no app with this name"}
 }
 
 func (a *API) findApp(id, name string) (*catalog.App, bool) {

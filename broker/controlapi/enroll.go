@@ -197,7 +197,7 @@ func (a *API) publishOne(ctx context.Context, c registry.Connector, name, target
 	r := &controlv1.PublishResult{Name: name, State: "refused"}
 	outcome, err := a.cfg.Catalog.Publish(ctx, c.ID, c.Site, c.MayPublish, catalog.Wish{Name: name, Protocol: protocol, Target: target}, a.cfg.Now())
 	if err != nil {
-		_, r.Message = wireCode(err)
+		r.Message = refusalOf(err).text
 		return r
 	}
 	r.State = string(outcome)

@@ -18,14 +18,37 @@ import (
 	"github.com/postern-zt/postern/broker/push"
 	"github.com/postern-zt/postern/broker/registry"
 	"github.com/postern-zt/postern/broker/session"
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 )
 
+// refusal is how a call ends on the wire: a code and a reason for programs, a sentence for
+// people. Connectors of the first releases tell a removal by its sentence, so that one stays.
+type refusal struct {
+	code   connect.Code
+	reason controlv1.Reason
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// wire returns the error that crosses the wire.
+func (r *refusal) wire() error {
+	err := connect.NewError(r.code, errors.New(r.text))
+	if r.reason == controlv1.Reason_REASON_UNSPECIFIED {
+		return err
+	}
+	if d, bad := connect.NewErrorDetail(&controlv1.ErrorDetail{Reason: r.reason}); bad == nil {
+		err.AddDetail(d)
+	}
+	return err
+}
+
 func unauthenticated(format string, args ...any) error {
-	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf(format, args...))
+	return &refusal{connect.CodeUnauthenticated, controlv1.Reason_REASON_CERTIFICATE, fmt.Sprintf(format, args...)}
 }
 
 func badRequest(format string, args ...any) error {
-	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
+	return &refusal{code: connect.CodeInvalidArgument, text: fmt.Sprintf(format, args...)}
 }
 
 // logErrors turns inner errors into wire errors, in this one place, and logs what stays
@@ -57,47 +80,51 @@ func (e errorInterceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc
 	}
 }
 
-// wireError maps an error of the leaves to a code and a sentence that is safe for people.
+// wireError maps an error of the leaves to a code, a reason and a sentence that is safe for
+// people.
 func (a *API) wireError(ctx context.Context, procedure string, err error) error {
 	var ce *connect.Error
 	if errors.As(err, &ce) {
 		return err
 	}
-	code, text := wireCode(err)
-	if code == connect.CodeInternal {
+	r := refusalOf(err)
+	if r.code == connect.CodeInternal {
 		a.log.ErrorContext(ctx, "call failed", "procedure", procedure, "error", err)
 	}
-	return connect.NewError(code, errors.New(text))
+	return r.wire()
 }
 
-func wireCode(err error) (connect.Code, string) {
+// refusalOf is the one map from inner errors to what crosses the wire.
+func refusalOf(err error) *refusal {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return r
+	}
 	if reason := enroll.Reason(err); reason != "" {
-		return connect.CodePermissionDenied, reason + ": " + err.Error() + tokenAdvice(err)
+		return &refusal{connect.CodePermissionDenied, controlv1.Reason_REASON_TOKEN, reason + ": " + err.Error() + tokenAdvice(err)}
 	}
 	if reason := audit.Reason(err); reason != "" {
-		return connect.CodeInvalidArgument, reason + ": " + err.Error()
+		return &refusal{connect.CodeInvalidArgument, controlv1.Reason_REASON_RECORDS, reason + ": " + err.Error()}
 	}
 	var ie *identity.Error
 	switch {
 	case errors.As(err, &ie):
-		return connect.CodeUnauthenticated, string(identity.ReasonOf(err))
+		return &refusal{connect.CodeUnauthenticated, controlv1.Reason_REASON_IDENTITY, string(identity.ReasonOf(err))}
 	case errors.Is(err, registry.ErrBlocked):
-		return connect.CodePermissionDenied, "an administrator has blocked this machine"
+		return &refusal{connect.CodePermissionDenied, controlv1.Reason_REASON_BLOCKED, "an administrator has blocked this machine"}
 	case errors.Is(err, registry.ErrRemoved):
-		return connect.CodePermissionDenied, "an administrator has removed this machine"
+		return &refusal{connect.CodePermissionDenied, controlv1.Reason_REASON_REMOVED, "an administrator has removed this machine"}
 	case errors.Is(err, enroll.ErrTooOld):
-		return connect.CodePermissionDenied, "the certificate expired too long ago; join or sign in again"
+		return &refusal{connect.CodePermissionDenied, controlv1.Reason_REASON_CERTIFICATE_TOO_OLD, "the certificate expired too long ago; join or sign in again"}
 	case errors.Is(err, session.ErrEnded), errors.Is(err, session.ErrNotFound):
-		return connect.CodeFailedPrecondition, "nobody is signed in on this device; sign in again"
-	case errors.Is(err, keys.ErrBadRequest), errors.Is(err, registry.ErrInvalid),
-		errors.Is(err, catalog.ErrInvalid), errors.Is(err, catalog.ErrUnsupported):
-		return connect.CodeInvalidArgument, err.Error()
-	case errors.Is(err, registry.ErrNotFound), errors.Is(err, directory.ErrNotFound), errors.Is(err, catalog.ErrNotFound):
-		return connect.CodeNotFound, err.Error()
-	case errors.Is(err, registry.ErrExists), errors.Is(err, catalog.ErrConflict), errors.Is(err, push.ErrSuperseded):
-		return connect.CodeAborted, err.Error()
+		return &refusal{connect.CodeFailedPrecondition, controlv1.Reason_REASON_SIGNED_OUT, "nobody is signed in on this device; sign in again"}
+	case errors.Is(err, authorize.ErrUnavailable):
+		return &refusal{connect.CodeUnavailable, controlv1.Reason_REASON_NOT_RECORDED, "the decision could not be recorded, so nothing is allowed; tell an administrator"}
+	case errors.Is(err, authorize.ErrNoConnector):
+		return &refusal{connect.CodeUnavailable, controlv1.Reason_REASON_NO_CONNECTOR, "no connector serves this app at present"}
+	case errors.Is(err, grants.ErrRevoked):
+		return &refusal{connect.CodeAborted, controlv1.Reason_REASON_WITHDRAWN, "the access was withdrawn while it was asked for; try again"}
 	default:
-		return wireUnavailable(err)
+		return plainRefusal(err)
 	}
 }
 
@@ -110,19 +137,21 @@ func tokenAdvice(err error) string {
 	return "; ask for a new one: postern admin token add"
 }
 
-func wireUnavailable(err error) (connect.Code, string) {
+// plainRefusal is for what callers tell by the code alone.
+func plainRefusal(err error) *refusal {
 	switch {
-	case errors.Is(err, authorize.ErrUnavailable):
-		return connect.CodeUnavailable, "the decision could not be recorded, so nothing is allowed; tell an administrator"
-	case errors.Is(err, authorize.ErrNoConnector):
-		return connect.CodeUnavailable, "no connector serves this app at present"
-	case errors.Is(err, grants.ErrRevoked):
-		return connect.CodeAborted, "the access was withdrawn while it was asked for; try again"
+	case errors.Is(err, keys.ErrBadRequest), errors.Is(err, registry.ErrInvalid),
+		errors.Is(err, catalog.ErrInvalid), errors.Is(err, catalog.ErrUnsupported):
+		return &refusal{code: connect.CodeInvalidArgument, text: err.Error()}
+	case errors.Is(err, registry.ErrNotFound), errors.Is(err, directory.ErrNotFound), errors.Is(err, catalog.ErrNotFound):
+		return &refusal{code: connect.CodeNotFound, text: err.Error()}
+	case errors.Is(err, registry.ErrExists), errors.Is(err, catalog.ErrConflict), errors.Is(err, push.ErrSuperseded):
+		return &refusal{code: connect.CodeAborted, text: err.Error()}
 	case errors.Is(err, context.Canceled):
-		return connect.CodeCanceled, "cancelled"
+		return &refusal{code: connect.CodeCanceled, text: "cancelled"}
 	case errors.Is(err, context.DeadlineExceeded):
-		return connect.CodeDeadlineExceeded, "the broker took too long"
+		return &refusal{code: connect.CodeDeadlineExceeded, text: "the broker took too long"}
 	default:
-		return connect.CodeInternal, "something went wrong in the broker; its log says what"
+		return &refusal{code: connect.CodeInternal, text: "something went wrong in the broker; its log says what"}
 	}
 }

@@ -2,13 +2,13 @@ package controlapi
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
 	"connectrpc.com/connect"
 	"golang.org/x/time/rate"
 
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/ids"
 )
 
@@ -42,7 +42,7 @@ func (b *buckets) take(id ids.DeviceID, now time.Time) error {
 	if l.AllowN(now, 1) {
 		return nil
 	}
-	return connect.NewError(connect.CodeResourceExhausted, errors.New("this device asks too often; it may ask again in a second"))
+	return &refusal{connect.CodeResourceExhausted, controlv1.Reason_REASON_TOO_OFTEN, "this device asks too often; it may ask again in a second"}
 }
 
 func (b *buckets) dropFullLocked(now time.Time) {

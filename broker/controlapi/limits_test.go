@@ -77,7 +77,7 @@ func TestADeviceThatAsksTooOftenIsRefused(t *testing.T) {
 		}
 	}
 	err := b.take("dev_a", now)
-	if connect.CodeOf(err) != connect.CodeResourceExhausted {
+	if err == nil || refusalOf(err).code != connect.CodeResourceExhausted {
 		t.Errorf("one more: %v, want resource_exhausted", err)
 	}
 	if err := b.take("dev_b", now); err != nil {

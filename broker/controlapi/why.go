@@ -2,7 +2,6 @@ package controlapi
 
 import (
 	"context"
-	"errors"
 
 	"connectrpc.com/connect"
 
@@ -56,7 +55,7 @@ func (s deviceService) whyReceipt(ctx context.Context, d registry.Device, id ids
 		}
 	}
 	if err != nil || rec.Device != d.ID {
-		return nil, connect.NewError(connect.CodeNotFound, errors.New("no receipt with this number for this device"))
+		return nil, &refusal{code: connect.CodeNotFound, text: "no receipt with this number for this device"}
 	}
 	name := ""
 	if app, ok := s.cfg.Catalog.Current().App(rec.App); ok {

@@ -172,6 +172,12 @@ func (n *Node) cut(ctx context.Context, c *controlv1.Cut) {
 
 // problem says in words what keeps the relay from its broker.
 func problem(err error) string {
+	switch control.ReasonOf(err) {
+	case controlv1.Reason_REASON_REMOVED:
+		return "an administrator has removed this relay"
+	case controlv1.Reason_REASON_BLOCKED:
+		return "an administrator has blocked this relay"
+	}
 	switch connect.CodeOf(err) {
 	case connect.CodeUnauthenticated:
 		return "the broker does not accept this relay's certificate"

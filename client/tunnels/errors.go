@@ -6,6 +6,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/postern-zt/postern/netstack/control"
 	"github.com/postern-zt/postern/netstack/link"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 )
@@ -22,6 +23,10 @@ var (
 	ErrNoConnector = errors.New("no connector serves this app at present")
 	// ErrBlocked says that the broker does not admit this device.
 	ErrBlocked = errors.New("the broker does not admit this device")
+	// ErrRemoved says that it never will again.
+	ErrRemoved = errors.New("the broker does not admit this device any more")
+	// ErrNotGiven says that the broker was reached and could not give access at this moment.
+	ErrNotGiven = errors.New("the broker gives no access at this moment")
 	// ErrClosed says that the tunnels have ended.
 	ErrClosed = errors.New("the client is ending")
 )
@@ -44,6 +49,9 @@ func explain(err error) error {
 	if !errors.As(err, &ce) || !connect.IsWireError(err) {
 		return fmt.Errorf("%w: %w", ErrBroker, err)
 	}
+	if known := byReason(err); known != nil {
+		return fmt.Errorf("%w: %s", known, ce.Message())
+	}
 	switch ce.Code() {
 	case connect.CodeNotFound:
 		return ErrUnknownApp
@@ -55,5 +63,20 @@ func explain(err error) error {
 		return fmt.Errorf("%w: %s", ErrNoConnector, ce.Message())
 	default:
 		return fmt.Errorf("%w: %s", ErrBroker, ce.Message())
+	}
+}
+
+// byReason returns our error for the broker's reason; nil leaves it to the code, as does a
+// broker that is older than reasons.
+func byReason(err error) error {
+	switch control.ReasonOf(err) {
+	case controlv1.Reason_REASON_BLOCKED:
+		return ErrBlocked
+	case controlv1.Reason_REASON_REMOVED:
+		return ErrRemoved
+	case controlv1.Reason_REASON_NOT_RECORDED, controlv1.Reason_REASON_WITHDRAWN, controlv1.Reason_REASON_TOO_OFTEN:
+		return ErrNotGiven
+	default:
+		return nil
 	}
 }

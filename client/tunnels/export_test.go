@@ -52,3 +52,6 @@ func WhileReachedForTest(ctx context.Context, carriers int32) (context.Context, 
 	c.carriers.Store(carriers)
 	return c.whileReached(ctx)
 }
+
+// ExplainForTest is how an error of the Authorize call becomes one of ours.
+func ExplainForTest(err error) error { return explain(err) }

@@ -214,6 +214,10 @@ func Problem(err error) string {
 		return "the broker closed the stream"
 	case errors.Is(err, ErrClock), errors.Is(err, control.ErrClock):
 		return err.Error()
+	case control.ReasonOf(err) == controlv1.Reason_REASON_REMOVED:
+		return "an administrator has removed this device"
+	case control.ReasonOf(err) == controlv1.Reason_REASON_BLOCKED:
+		return "an administrator has blocked this device"
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return "the broker does not accept this device's certificate"
 	case connect.CodeOf(err) == connect.CodePermissionDenied:

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/postern-zt/postern/client/uplink"
+	"github.com/postern-zt/postern/netstack/control/controltest"
 	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/control/v1/controlv1connect"
 )
@@ -159,8 +160,11 @@ func TestHourOffIsAClearError(t *testing.T) {
 func TestProblemsAreSentences(t *testing.T) {
 	for err, want := range map[error]string{
 		nil: "the broker closed the stream",
-		connect.NewError(connect.CodePermissionDenied, errors.New("x")): "the broker has blocked or removed this device",
-		connect.NewError(connect.CodeUnauthenticated, errors.New("x")):  "the broker does not accept this device's certificate",
+		connect.NewError(connect.CodePermissionDenied, errors.New("x")):                       "the broker has blocked or removed this device",
+		controltest.Heard(connect.CodePermissionDenied, controlv1.Reason_REASON_BLOCKED, "x"): "an administrator has blocked this device",
+		controltest.Heard(connect.CodePermissionDenied, controlv1.Reason_REASON_REMOVED, "x"): "an administrator has removed this device",
+		controltest.Heard(connect.CodePermissionDenied, 99, "x"):                              "the broker has blocked or removed this device",
+		connect.NewError(connect.CodeUnauthenticated, errors.New("x")):                        "the broker does not accept this device's certificate",
 	} {
 		if got := uplink.Problem(err); got != want {
 			t.Errorf("Problem(%v) = %q", err, got)

@@ -132,6 +132,7 @@ func TestFirstFailureOfTheNetwork(t *testing.T) {
 		"clock behind":  {check.Config{Broker: good, Now: func() time.Time { return time.Now().Add(-time.Hour) }}, "clock", "clock"},
 		"clock off":     {check.Config{Broker: broker(t, 6*time.Minute)}, "clock", "off the broker"},
 		"no files":      {check.Config{Broker: good, Files: 100}, "files", "100"},
+		"removed":       {joined(good, check.Site{}, controltest.Heard(connect.CodePermissionDenied, controlv1.Reason_REASON_REMOVED, "x")), "membership", "has removed"},
 		"blocked":       {joined(good, check.Site{}, connect.NewError(connect.CodePermissionDenied, errors.New("x"))), "membership", "blocked"},
 		"not accepted":  {joined(good, check.Site{}, connect.NewError(connect.CodeUnauthenticated, errors.New("x"))), "membership", "certificate"},
 		"silent broker": {joined(good, check.Site{}, context.DeadlineExceeded), "membership", "in time"},

@@ -9,6 +9,9 @@ import (
 	"syscall"
 
 	"connectrpc.com/connect"
+
+	"github.com/postern-zt/postern/netstack/control"
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 )
 
 // membership hears what the broker wants of this connector.
@@ -18,6 +21,10 @@ func (c *checker) membership(ctx context.Context) Result {
 	}
 	site, err := c.cfg.Site(ctx)
 	switch {
+	case control.ReasonOf(err) == controlv1.Reason_REASON_REMOVED:
+		return fail("an administrator has removed this connector", "join again: postern-connector leave --force, then run --join URL with a new token")
+	case control.ReasonOf(err) == controlv1.Reason_REASON_BLOCKED:
+		return fail("an administrator has blocked this connector", "ask an administrator: postern admin connector unblock NAME")
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return fail("the broker does not accept this connector's certificate", "join again: postern-connector leave --force, then run --join URL with a new token")
 	case connect.CodeOf(err) == connect.CodePermissionDenied:

@@ -52,10 +52,6 @@ var ErrClock = errors.New("the clock of this machine is more than 5 minutes off 
 // never let in again.
 var ErrRemoved = errors.New("an administrator removed this connector")
 
-// removedMessage is how the broker words a removal. A block has the same code and may be
-// lifted, so that only the words tell them apart; other words mean trying on.
-const removedMessage = "an administrator has removed this machine"
-
 // errRenew ends a stream to begin it anew.
 var errRenew = errors.New("time for fresh tickets")
 
@@ -301,17 +297,19 @@ func (u *Uplink) acknowledge(ctx context.Context) {
 }
 
 // Removed reports whether err is the broker's word that this connector was removed: not
-// that it is blocked, and nothing that comes from the network between.
-func Removed(err error) bool {
-	var ce *connect.Error
-	return errors.As(err, &ce) && connect.IsWireError(err) && ce.Code() == connect.CodePermissionDenied && ce.Message() == removedMessage
-}
+// that it is blocked, and nothing that comes from the network between. A broker that is older
+// than reasons does not say it, and the connector goes on trying.
+func Removed(err error) bool { return control.ReasonOf(err) == controlv1.Reason_REASON_REMOVED }
 
 // Problem says in words what keeps the connector from its broker.
 func Problem(err error) string {
 	switch {
 	case err == nil:
 		return "the broker closed the stream"
+	case Removed(err):
+		return "an administrator has removed this connector"
+	case control.ReasonOf(err) == controlv1.Reason_REASON_BLOCKED:
+		return "an administrator has blocked this connector"
 	case connect.CodeOf(err) == connect.CodeUnauthenticated:
 		return "the broker does not accept this connector's certificate"
 	case connect.CodeOf(err) == connect.CodePermissionDenied:

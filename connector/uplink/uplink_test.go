@@ -325,11 +325,16 @@ func TestRefusedOpensANewConnection(t *testing.T) {
 
 // TestRemovedEndsRun: a removal is final, a block may be lifted.
 func TestRemovedEndsRun(t *testing.T) {
-	denied := func(text string) script {
-		return fails(connect.NewError(connect.CodePermissionDenied, errors.New(text)))
+	denied := func(r controlv1.Reason, text string) script {
+		return fails(controltest.Refusal(connect.CodePermissionDenied, r, text))
 	}
-	b := &fakeBroker{scripts: []script{denied("an administrator has blocked this machine"), denied("an administrator has removed this machine")}}
-	b.watched = make(chan *controlv1.WatchRequest, 4)
+	b := &fakeBroker{scripts: []script{
+		denied(controlv1.Reason_REASON_BLOCKED, "an administrator has blocked this machine"),
+		fails(connect.NewError(connect.CodePermissionDenied, errors.New("an administrator has removed this machine"))), // an older broker
+		denied(99, "an administrator has removed this machine"),                                                        // a later one
+		denied(controlv1.Reason_REASON_REMOVED, "in other words"),
+	}}
+	b.watched = make(chan *controlv1.WatchRequest, 8)
 	a := controltest.New(t)
 	mux := http.NewServeMux()
 	mux.Handle(controlv1connect.NewConnectorServiceHandler(b))
@@ -339,8 +344,8 @@ func TestRemovedEndsRun(t *testing.T) {
 		return control.SelfSigned(key, time.Now())
 	}})
 	u := uplink.New(uplink.Config{HTTP: hc, Broker: at, CA: a.CA, Sink: newSink(), Log: slog.New(slog.DiscardHandler)})
-	if err := u.Run(t.Context()); !errors.Is(err, uplink.ErrRemoved) || b.calls.Load() != 2 {
-		t.Errorf("Run = %v after %d calls, want it to end at the removal, the second", err, b.calls.Load())
+	if err := u.Run(t.Context()); !errors.Is(err, uplink.ErrRemoved) || b.calls.Load() != 4 {
+		t.Errorf("Run = %v after %d calls, want it to end at the removal, the fourth", err, b.calls.Load())
 	}
 	hc.CloseIdleConnections()
 }
@@ -349,6 +354,8 @@ func TestProblem(t *testing.T) {
 	for want, err := range map[string]error{
 		"the broker closed the stream":                                              nil,
 		"the broker does not accept this connector's certificate":                   connect.NewError(connect.CodeUnauthenticated, errors.New("x")),
+		"an administrator has blocked this connector":                               controltest.Heard(connect.CodePermissionDenied, controlv1.Reason_REASON_BLOCKED, "x"),
+		"an administrator has removed this connector":                               controltest.Heard(connect.CodePermissionDenied, controlv1.Reason_REASON_REMOVED, "x"),
 		"the broker has blocked or removed this connector":                          connect.NewError(connect.CodePermissionDenied, errors.New("x")),
 		"the clock of this machine is more than 5 minutes off the broker's; set it": uplink.ErrClock,
 	} {

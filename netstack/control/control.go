@@ -1,7 +1,8 @@
 // Package control is the transport of the control plane: HTTP/2 over TLS 1.3 under our
 // own ALPN, the broker authenticated by the pin of its CA key, the caller by its identity
 // key (decisions rules 3 and 4). Client, connector and relay use Client; the broker hands
-// accepted connections to Server. The package moves requests; it knows none of them.
+// accepted connections to Server. The package moves requests; it knows none of them, and of
+// refusals the reason alone (ReasonOf).
 //
 // A browser never negotiates the ALPN, so it is never asked for a client certificate.
 package control

@@ -48,7 +48,7 @@ func classify(err error) failure {
 	switch {
 	case errors.Is(err, client.ErrNotSignedIn), errors.Is(err, tunnels.ErrSignedOut), ce != nil && ce.Code() == connect.CodeFailedPrecondition:
 		f.Code = exitSignedOut
-	case errors.Is(err, tunnels.ErrBroker), errors.Is(err, ipc.ErrNotRunning), ce != nil && ce.Code() == connect.CodeUnavailable:
+	case errors.Is(err, tunnels.ErrBroker), errors.Is(err, tunnels.ErrNotGiven), errors.Is(err, ipc.ErrNotRunning), ce != nil && ce.Code() == connect.CodeUnavailable:
 		f.Code = exitUnreachable
 	}
 	return f

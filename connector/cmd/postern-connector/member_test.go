@@ -115,8 +115,8 @@ func recorded(t *testing.T, s *enroll.Store, m enroll.Membership) {
 	}
 }
 
-func denied(text string) error {
-	return connect.NewError(connect.CodePermissionDenied, errors.New(text))
+func denied(r controlv1.Reason) error {
+	return controltest.Refusal(connect.CodePermissionDenied, r, "x")
 }
 
 func TestLeave(t *testing.T) {
@@ -126,9 +126,9 @@ func TestLeave(t *testing.T) {
 		ship   int
 	}{
 		"member":  {nil, true, 1},
-		"removed": {denied("an administrator has removed this machine"), true, 0},
+		"removed": {denied(controlv1.Reason_REASON_REMOVED), true, 0},
 		"unknown": {connect.NewError(connect.CodeNotFound, errors.New("x")), true, 0},
-		"blocked": {denied("an administrator has blocked this machine"), false, 0},
+		"blocked": {denied(controlv1.Reason_REASON_BLOCKED), false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, e, _, r := start(t)

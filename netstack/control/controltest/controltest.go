@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"math/big"
 	"net"
 	"net/http"
@@ -19,7 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"github.com/postern-zt/postern/netstack/control"
+	controlv1 "github.com/postern-zt/postern/proto/control/v1"
 	"github.com/postern-zt/postern/proto/ids"
 	"github.com/postern-zt/postern/proto/seal"
 )
@@ -156,4 +160,23 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Refusal is how a broker refuses a call with a reason.
+func Refusal(code connect.Code, reason controlv1.Reason, text string) *connect.Error {
+	return withReason(connect.NewError(code, errors.New(text)), reason)
+}
+
+// Heard is Refusal as the caller gets it from the wire.
+func Heard(code connect.Code, reason controlv1.Reason, text string) *connect.Error {
+	return withReason(connect.NewWireError(code, errors.New(text)), reason)
+}
+
+func withReason(err *connect.Error, reason controlv1.Reason) *connect.Error {
+	d, bad := connect.NewErrorDetail(&controlv1.ErrorDetail{Reason: reason})
+	if bad != nil {
+		panic(bad)
+	}
+	err.AddDetail(d)
+	return err
 }
