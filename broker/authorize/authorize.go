@@ -100,8 +100,6 @@ type Authorizer struct {
 	// revoked waits for the reactor, which takes it every second.
 	revoked  []Ended
 	presence presence
-	// places holds the address from which each session was heard last.
-	places   map[ids.SessionID]netip.Addr
 	activity activity
 }
 
@@ -154,7 +152,7 @@ func (a *Authorizer) Authorize(ctx context.Context, req Request) (Answer, error)
 func (a *Authorizer) live(ctx context.Context, req Request) (Answer, bool) {
 	now := a.cfg.Now()
 	g, ok := a.cfg.Ledger.Find(req.Session.ID, req.App.ID, now.Add(time.Minute))
-	if !ok || a.elsewhere(req.Session.ID, req.Source) {
+	if !ok {
 		return Answer{}, false
 	}
 	cons, err := a.connectors(ctx, req.App)

@@ -18,8 +18,7 @@ import (
 )
 
 // input gathers everything that a decision depends on, in the order in which it is
-// verified: identity, device, context, risk, app. Without a source it is where the session
-// is known to be.
+// verified: identity, device, context, risk, app.
 func (a *Authorizer) input(ctx context.Context, s session.Session, app *catalog.App, source netip.Addr, network string) (policy.Input, error) {
 	now := a.cfg.Now()
 	user, err := a.cfg.Sources.User(ctx, s.User)
@@ -33,9 +32,6 @@ func (a *Authorizer) input(ctx context.Context, s session.Session, app *catalog.
 	facts, err := a.facts(ctx, device)
 	if err != nil {
 		return policy.Input{}, fmt.Errorf("facts: %w", err)
-	}
-	if !source.IsValid() {
-		source = a.place(s, device)
 	}
 	views, _ := a.cfg.Trust().Views(facts, now)
 	return policy.Input{

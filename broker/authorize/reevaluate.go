@@ -57,7 +57,7 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 		a.later(ctx, g, err)
 		return Ended{}, false
 	}
-	in, err := a.input(ctx, s, app, netip.Addr{}, "")
+	in, err := a.input(ctx, s, app, sourceOf(s.Source), "")
 	if errors.Is(err, directory.ErrNotFound) || errors.Is(err, registry.ErrNotFound) {
 		return a.end(g, cause, policy.Record{}), true
 	}

@@ -81,14 +81,6 @@ func (a *API) session(ctx context.Context, d registry.Device) (session.Session, 
 	return session.Session{}, session.ErrNotFound
 }
 
-// heard takes in from where the device of a session calls: what it was given in another
-// place is judged anew.
-func (a *API) heard(ctx context.Context, ses session.Session) {
-	if ended := a.cfg.Authorize.Seen(ctx, ses, callerOf(ctx).addr); len(ended) > 0 {
-		a.GrantsEnded(ended)
-	}
-}
-
 // Report takes the facts of a device.
 func (s deviceService) Report(ctx context.Context, req *connect.Request[controlv1.ReportRequest]) (*connect.Response[controlv1.ReportResponse], error) {
 	d, err := s.device(ctx)
@@ -115,9 +107,6 @@ func (s deviceService) Report(ctx context.Context, req *connect.Request[controlv
 	}
 	if err := s.cfg.Registry.SeeDevice(ctx, d.ID, callerOf(ctx).addr, req.Msg.ClientVersion, now); err != nil {
 		return nil, err
-	}
-	if ses, err := s.session(ctx, d); err == nil {
-		s.heard(ctx, ses)
 	}
 	return connect.NewResponse(&controlv1.ReportResponse{TimeMs: s.cfg.Now().UnixMilli()}), nil
 }
@@ -198,7 +187,6 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 	if !ok {
 		return nil, errNoApp()
 	}
-	s.heard(ctx, ses)
 	ans, err := s.cfg.Authorize.Authorize(ctx, authorize.Request{Session: ses, App: app, Source: callerOf(ctx).addr})
 	if err != nil {
 		return nil, err

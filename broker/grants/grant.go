@@ -52,7 +52,6 @@ const (
 	CauseRestore        Cause = "restore"
 	CauseReplacedGrant  Cause = "replaced"
 	CauseFactsChanged   Cause = "facts_changed"
-	CauseMoved          Cause = "moved"
 	CausePolicyChanged  Cause = "policy_changed"
 	CauseIdentityFailed Cause = "identity_refused"
 	CauseIdle           Cause = "idle"
