@@ -148,11 +148,12 @@ func (a *Authorizer) Authorize(ctx context.Context, req Request) (Answer, error)
 
 // live returns the grant that the session already has for the app: asking twice must not
 // give two. It is kept true by re-evaluation, so it may be given again. When its
-// connectors have changed, a new one is decided.
+// connectors have changed, or it was decided for another address and not for this one
+// since (Moved), a new one is decided.
 func (a *Authorizer) live(ctx context.Context, req Request) (Answer, bool) {
 	now := a.cfg.Now()
 	g, ok := a.cfg.Ledger.Find(req.Session.ID, req.App.ID, now.Add(time.Minute))
-	if !ok {
+	if !ok || g.Source != req.Source {
 		return Answer{}, false
 	}
 	cons, err := a.connectors(ctx, req.App)
@@ -241,7 +242,7 @@ func grantOf(req Request, rec policy.Record, cons []registry.Connector) grants.G
 	t := rec.Decision.Terms
 	g := grants.Grant{
 		Receipt: rec.Receipt, Session: req.Session.ID, User: req.Session.User, Device: req.Session.Device,
-		PeerKind: grant.PeerDevice, PeerKey: req.Session.DeviceKey, App: req.App.ID, AppName: req.App.Name,
+		PeerKind: grant.PeerDevice, PeerKey: req.Session.DeviceKey, App: req.App.ID, AppName: req.App.Name, Source: req.Source,
 		Ports: req.App.GrantPorts(), HardEnd: t.HardEnd, Outage: outageOf(req.App, t),
 		BytesPerSecond: bytesPerSecond(req.App, t), Flows: flows(req.App, t),
 		OpensPerMinute: opensPerMinute(req.App, t), Idle: time.Duration(t.Idle), ReEvaluateAt: rec.Decision.ReEvaluateAt,
@@ -317,12 +318,15 @@ func (noMetrics) Granted(string, string)  {}
 func (noMetrics) Denied(string, string)   {}
 func (noMetrics) Evaluated(time.Duration) {}
 
-// NoSource is the source of a question that nobody's connection asks.
+// NoSource is the source of a question that nobody's connection asks: the session's counts.
 var NoSource netip.Addr
 
 // View answers what would be decided now, without a record and without a grant: for
 // catalogs, `postern why` and policy checks.
 func (a *Authorizer) View(ctx context.Context, s session.Session, app *catalog.App, source netip.Addr) (policy.Record, error) {
+	if !source.IsValid() {
+		source = SourceOf(s)
+	}
 	in, err := a.input(ctx, s, app, source, "")
 	if err != nil {
 		return policy.Record{}, fmt.Errorf("gather facts: %w", err)

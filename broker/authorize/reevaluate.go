@@ -57,7 +57,38 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 		a.later(ctx, g, err)
 		return Ended{}, false
 	}
-	in, err := a.input(ctx, s, app, sourceOf(s.Source), "")
+	return a.judge(ctx, g, s, app, cause)
+}
+
+// Moved decides the grants of a session again that were decided for another address than the
+// session's present one. It tells the reactor; the caller tells device and connectors.
+func (a *Authorizer) Moved(ctx context.Context, s session.Session) []Ended {
+	var out []Ended
+	for _, g := range a.cfg.Ledger.Matching(grants.Session(s.ID)) {
+		if g.Source == SourceOf(s) {
+			continue
+		}
+		app, ok := a.cfg.Sources.Catalog().App(g.App)
+		if !ok {
+			continue // its end is on the way
+		}
+		if e, ended := a.judge(ctx, g, s, app, grants.CauseSourceChanged); ended {
+			out = append(out, e)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.revoked = append(a.revoked, out...)
+	return out
+}
+
+// judge decides a grant anew for a session where it is now.
+func (a *Authorizer) judge(ctx context.Context, g *grants.Grant, s session.Session, app *catalog.App, cause grants.Cause) (Ended, bool) {
+	source := SourceOf(s)
+	if g.Source.IsValid() && g.Source != source && cause == grants.CauseSessionEnded {
+		cause = grants.CauseSourceChanged // another broker saw the device move
+	}
+	in, err := a.input(ctx, s, app, source, "")
 	if errors.Is(err, directory.ErrNotFound) || errors.Is(err, registry.ErrNotFound) {
 		return a.end(g, cause, policy.Record{}), true
 	}
@@ -67,6 +98,7 @@ func (a *Authorizer) again(ctx context.Context, g *grants.Grant, cause grants.Ca
 	}
 	d := a.cfg.Decider.Current().Decide(in)
 	if d.Verdict.Grants() && covers(d.Verbs, g.Verbs) && samePorts(app, g) && sameTerms(app, d.Terms, g) {
+		a.cfg.Ledger.SetSource(g.ID, source)
 		if err := a.cfg.Ledger.SetReEvaluate(ctx, g.ID, d.ReEvaluateAt); err != nil {
 			a.log.WarnContext(ctx, "time of the next decision not stored", "grant", g.ID, "error", err)
 		}
@@ -180,9 +212,9 @@ func (a *Authorizer) takeRevoked() []Ended {
 	return out
 }
 
-// sourceOf reads the address that a session was opened from.
-func sourceOf(s string) netip.Addr {
-	addr, err := netip.ParseAddr(s)
+// SourceOf reads the address that a session's device was last seen at.
+func SourceOf(s session.Session) netip.Addr {
+	addr, err := netip.ParseAddr(s.Source)
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -81,6 +81,28 @@ func (a *API) session(ctx context.Context, d registry.Device) (session.Session, 
 	return session.Session{}, session.ErrNotFound
 }
 
+// moved notes where the device of a session asks from, and has the grants that were given to
+// it elsewhere decided again before anything else is answered. Taking away does not wait for
+// the note.
+func (a *API) moved(ctx context.Context, ses session.Session) session.Session {
+	at := callerOf(ctx).addr
+	if !at.IsValid() {
+		return ses
+	}
+	known := authorize.SourceOf(ses) == at
+	ses.Source = at.String()
+	if ended := a.cfg.Authorize.Moved(ctx, ses); len(ended) > 0 {
+		a.GrantsEnded(ended)
+	}
+	if !known {
+		a.seen(ctx, func(ctx context.Context) error {
+			_, err := a.cfg.Sessions.Move(ctx, ses.ID, ses.Source)
+			return err
+		})
+	}
+	return ses
+}
+
 // Report takes the facts of a device.
 func (s deviceService) Report(ctx context.Context, req *connect.Request[controlv1.ReportRequest]) (*connect.Response[controlv1.ReportResponse], error) {
 	d, err := s.device(ctx)
@@ -187,6 +209,7 @@ func (s deviceService) Authorize(ctx context.Context, req *connect.Request[contr
 	if !ok {
 		return nil, errNoApp()
 	}
+	ses = s.moved(ctx, ses)
 	ans, err := s.cfg.Authorize.Authorize(ctx, authorize.Request{Session: ses, App: app, Source: callerOf(ctx).addr})
 	if err != nil {
 		return nil, err

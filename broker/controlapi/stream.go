@@ -73,6 +73,9 @@ func (s deviceService) Watch(ctx context.Context, req *connect.Request[controlv1
 	s.seen(ctx, func(ctx context.Context) error {
 		return s.cfg.Registry.SeeDevice(ctx, d.ID, callerOf(ctx).addr, req.Msg.Version, s.cfg.Now())
 	})
+	if ses, err := s.session(ctx, d); err == nil {
+		s.moved(ctx, ses)
+	}
 	stream := s.devices.Subscribe(d.ID)
 	defer stream.Close()
 	w := deviceWatch{API: s.API, device: d, out: out, given: newGiven(), heads: newHeads(req.Msg)}

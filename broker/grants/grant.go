@@ -3,6 +3,7 @@ package grants
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/postern-zt/postern/broker/catalog"
@@ -55,10 +56,11 @@ const (
 	CausePolicyChanged  Cause = "policy_changed"
 	CauseIdentityFailed Cause = "identity_refused"
 	CauseIdle           Cause = "idle"
+	CauseSourceChanged  Cause = "source_changed"
 )
 
 // Grant is one row: what an allow or limited decision gave. It is immutable except for State
-// in the store and ReEvaluateAt, which is replaced by a new value.
+// in the store, Source and ReEvaluateAt, which are replaced with a new value.
 type Grant struct {
 	ID      ids.GrantID
 	Receipt ids.ReceiptID
@@ -85,6 +87,9 @@ type Grant struct {
 	OpensPerMinute uint32
 	// Idle ends the grant after that long without a byte; zero is never.
 	Idle time.Duration
+	// Source is the address for which the decision holds. In the store it is the one of the
+	// first decision.
+	Source netip.Addr
 	// ReEvaluateAt is when the decision may turn by itself; zero is never.
 	ReEvaluateAt time.Time
 	State        State

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -112,6 +113,7 @@ func TestIssueIsDurableAndSigned(t *testing.T) {
 		w := newWorld(t, open(), 1, day)
 		asked := wish(ann, annSes, laptop, wiki, conOne, conTwo)
 		asked.ReEvaluateAt, asked.Flows, asked.BytesPerSecond = day.Add(time.Hour), 5, 1000
+		asked.OpensPerMinute, asked.Idle, asked.Source = 600, time.Hour, netip.MustParseAddr("192.0.2.7")
 		g, envelope, err := w.Issue(t.Context(), asked, 0, day)
 		if err != nil {
 			t.Fatal(err)
@@ -120,7 +122,8 @@ func TestIssueIsDurableAndSigned(t *testing.T) {
 		if err != nil {
 			t.Fatalf("open the envelope: %v", err)
 		}
-		if wire.ID != g.ID || !wire.NotBefore.Equal(day) || !wire.HardEnd.Equal(asked.HardEnd) || wire.PeerKey != laptop || wire.Flows != 5 {
+		if wire.ID != g.ID || !wire.NotBefore.Equal(day) || !wire.HardEnd.Equal(asked.HardEnd) || wire.PeerKey != laptop || wire.Flows != 5 ||
+			wire.OpensPerMinute != 600 || wire.Idle != time.Hour {
 			t.Errorf("envelope holds %+v", wire)
 		}
 		again := newWorld(t, open(), 1, day)
@@ -128,11 +131,16 @@ func TestIssueIsDurableAndSigned(t *testing.T) {
 		if !ok {
 			t.Fatal("the grant is gone after a restart")
 		}
-		if diff := cmp.Diff(g, got); diff != "" {
+		sameAddr := cmp.Comparer(func(x, y netip.Addr) bool { return x == y })
+		if diff := cmp.Diff(g, got, sameAddr); diff != "" {
 			t.Errorf("grant after a restart (-want +got):\n%s", diff)
 		}
 		if !slices.Equal(again.Envelope(got), envelope) {
 			t.Error("the envelope differs after a restart")
+		}
+		again.SetSource(g.ID, netip.MustParseAddr("2001:db8::7"))
+		if moved, _ := again.Grant(g.ID); moved.Source != netip.MustParseAddr("2001:db8::7") || !slices.Equal(again.Envelope(moved), envelope) {
+			t.Errorf("after a move: %+v", moved)
 		}
 		if found, ok := again.Find(annSes, wiki, day); !ok || found.ID != g.ID {
 			t.Error("Find does not find the grant")

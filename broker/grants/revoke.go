@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -160,6 +161,17 @@ func (l *Ledger) SetReEvaluate(ctx context.Context, id ids.GrantID, at time.Time
 		return ErrNotFound
 	}
 	return l.cfg.Store.SetReEvaluate(ctx, id, at)
+}
+
+// SetSource notes for which address the decision behind a grant holds by now.
+func (l *Ledger) SetSource(id ids.GrantID, source netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := l.index.byID[id]; ok {
+		next := *e.g
+		next.Source = source
+		e.g = &next
+	}
 }
 
 // Due returns the live grants that are to be decided again at now, and when the next one is

@@ -66,7 +66,7 @@ type Session struct {
 	// MaxAge and Idle end the session by themselves; zero does not.
 	MaxAge time.Duration
 	Idle   time.Duration
-	// Source is the address that the device signed in from, as text.
+	// Source is the address that the device was last seen asking from, as text.
 	Source string
 	Stale  []Stale
 	// EndedAt is zero while the session lives.

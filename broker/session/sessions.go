@@ -137,6 +137,17 @@ func (m *Sessions) Verified(ctx context.Context, id ids.SessionID, now time.Time
 	})
 }
 
+// Move records that the device of a live session asks from another address.
+func (m *Sessions) Move(ctx context.Context, id ids.SessionID, source string) (Session, error) {
+	return m.store.ChangeSession(ctx, id, func(s *Session) error {
+		if !s.EndedAt.IsZero() {
+			return fmt.Errorf("%w: %s", ErrEnded, s.EndCause)
+		}
+		s.Source = source
+		return s.check()
+	})
+}
+
 // SetStale adds or takes away a stale mark.
 func (m *Sessions) SetStale(ctx context.Context, id ids.SessionID, mark Stale, on bool) (Session, error) {
 	return m.store.ChangeSession(ctx, id, func(s *Session) error {

@@ -116,9 +116,9 @@ func (tx *Tx) storeSession(ctx context.Context, v session.Session) error {
 		return err
 	}
 	return tx.execOne(ctx, `UPDATE sessions SET acr = $1, amr = $2, auth_time = $3, last_verified = $4, last_active = $5,
-			max_age_ms = $6, idle_ms = $7, stale = $8, ended_at = $9, end_cause = $10 WHERE id = $11`,
+			max_age_ms = $6, idle_ms = $7, source = $8, stale = $9, ended_at = $10, end_cause = $11 WHERE id = $12`,
 		v.ACR, amr, unixMilli(v.AuthTime), unixMilli(v.LastVerified), unixMilli(v.LastActive),
-		v.MaxAge.Milliseconds(), v.Idle.Milliseconds(), stale, unixMilli(v.EndedAt), v.EndCause, v.ID)
+		v.MaxAge.Milliseconds(), v.Idle.Milliseconds(), v.Source, stale, unixMilli(v.EndedAt), v.EndCause, v.ID)
 }
 
 // TouchSession notes activity of a live session.

@@ -44,6 +44,13 @@ func TestSessionLife(t *testing.T) {
 			t.Errorf("Use by another key = %v, want ErrNotFound", err)
 		}
 		before := version(t, st)
+		if got, err := m.Move(t.Context(), s.ID, "2001:db8::7"); err != nil || got.Source != "2001:db8::7" || version(t, st) == before {
+			t.Errorf("Move = %+v, %v, and it must be a change", got, err)
+		}
+		if got, err := m.Session(t.Context(), s.ID); err != nil || got.Source != "2001:db8::7" || got.LastActive != s.LastActive {
+			t.Errorf("after the move: %+v, %v", got, err)
+		}
+		before = version(t, st)
 		if err := m.Touch(t.Context(), s.ID, day.Add(time.Minute)); err != nil || version(t, st) != before {
 			t.Errorf("Touch = %v, and it must not be a change", err)
 		}
@@ -58,6 +65,9 @@ func TestSessionLife(t *testing.T) {
 		}
 		if _, err := m.StepUp(t.Context(), s.ID, "x", nil, day); !errors.Is(err, session.ErrEnded) {
 			t.Errorf("StepUp after the end = %v, want ErrEnded", err)
+		}
+		if _, err := m.Move(t.Context(), s.ID, "192.0.2.9"); !errors.Is(err, session.ErrEnded) {
+			t.Errorf("Move after the end = %v, want ErrEnded", err)
 		}
 		if err := m.Touch(t.Context(), s.ID, day); !errors.Is(err, session.ErrNotFound) {
 			t.Errorf("Touch after the end = %v, want ErrNotFound", err)
