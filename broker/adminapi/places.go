@@ -356,6 +356,7 @@ func (s apps) UpdateApp(ctx context.Context, req *connect.Request[adminv1.Update
 		return nil, err
 	}
 	app.ID, app.Version, app.Index, app.CreatedAt = old.ID, req.Msg.Version, old.Index, old.CreatedAt
+	app.Retired, app.ExtraNames, app.Limits = old.Retired, old.ExtraNames, old.Limits // no field of the request
 	if app.Version == 0 {
 		app.Version = old.Version
 	}
@@ -389,6 +390,30 @@ func (s apps) RetireApp(ctx context.Context, req *connect.Request[adminv1.AppRef
 	e.App = app.ID
 	s.recordLate(ctx, e)
 	return connect.NewResponse(fx), nil
+}
+
+// RestoreApp publishes a retired app again. What rules said of it holds again, so that it is
+// recorded first.
+func (s apps) RestoreApp(ctx context.Context, req *connect.Request[adminv1.AppRef]) (*connect.Response[adminv1.App], error) {
+	old, err := s.app(req.Msg.App)
+	if err != nil {
+		return nil, err
+	}
+	if !old.Retired {
+		return nil, badRequest("the app %s is not retired", old.Name)
+	}
+	e := what("restore app", "app", old.Name)
+	e.App = old.ID
+	if err := s.record(ctx, e); err != nil {
+		return nil, err
+	}
+	app := *old
+	app.Retired = false
+	app, err = s.cfg.Catalog.UpdateApp(ctx, app, s.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(s.appView(&app, nil)), nil
 }
 
 func (s apps) ListProposals(ctx context.Context, _ *connect.Request[adminv1.ListProposalsRequest]) (*connect.Response[adminv1.ListProposalsResponse], error) {

@@ -212,11 +212,20 @@ func (c *Catalog) checkTaken(ctx context.Context, a *App) error {
 		}
 		for _, name := range apps[i].claims(suffixes) {
 			if slices.Contains(mine, name) {
-				return fmt.Errorf("name: %q belongs to the app %s: %w", name, apps[i].Name, ErrExists)
+				return taken(name, &apps[i])
 			}
 		}
 	}
 	return nil
+}
+
+// taken says who has a name, and what to do when that is an app that nobody sees any more.
+func taken(name string, by *App) error {
+	if !by.Retired {
+		return fmt.Errorf("name: %q belongs to the app %s: %w", name, by.Name, ErrExists)
+	}
+	return fmt.Errorf("name: %q is held by the retired app %s; bring it back with: postern admin app restore %s, or free the name with: postern admin app update %s --name %s: %w",
+		name, by.Name, by.Name, by.Name, "OTHER-NAME", ErrExists)
 }
 
 // claims returns each name under which the app could be asked for.

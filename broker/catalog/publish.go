@@ -39,6 +39,8 @@ func (c *Catalog) publish(ctx context.Context, p Proposal, mayPublish bool, now 
 		return c.propose(ctx, p)
 	case err != nil:
 		return "", err
+	case existing.Retired:
+		return "", taken(p.Name, &existing)
 	case existing.has(p):
 		return Unchanged, nil
 	default:
@@ -150,6 +152,9 @@ func (c *Catalog) apply(ctx context.Context, p Proposal, now time.Time) (App, er
 	}
 	if err != nil {
 		return App{}, err
+	}
+	if a.Retired {
+		return App{}, taken(p.Name, &a)
 	}
 	if a.Protocol != p.Protocol {
 		return App{}, invalid("protocol", "the app %s is published for %s, the proposal is for %s", a.Name, a.Protocol, p.Protocol)

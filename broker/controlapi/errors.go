@@ -145,7 +145,7 @@ func plainRefusal(err error) *refusal {
 		return &refusal{code: connect.CodeInvalidArgument, text: err.Error()}
 	case errors.Is(err, registry.ErrNotFound), errors.Is(err, directory.ErrNotFound), errors.Is(err, catalog.ErrNotFound):
 		return &refusal{code: connect.CodeNotFound, text: err.Error()}
-	case errors.Is(err, registry.ErrExists), errors.Is(err, catalog.ErrConflict), errors.Is(err, push.ErrSuperseded):
+	case errors.Is(err, registry.ErrExists), errors.Is(err, catalog.ErrConflict), errors.Is(err, catalog.ErrExists), errors.Is(err, push.ErrSuperseded):
 		return &refusal{code: connect.CodeAborted, text: err.Error()}
 	case errors.Is(err, context.Canceled):
 		return &refusal{code: connect.CodeCanceled, text: "cancelled"}

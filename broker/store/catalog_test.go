@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -233,4 +234,43 @@ func checkApproval(t *testing.T, c *catalog.Catalog, con ids.ConnectorID, site i
 	if a, _ := c.Current().Lookup("wiki"); len(a.Placements) != 1 {
 		t.Error("the rejected target is in the catalog")
 	}
+}
+
+// TestRetiredAppHoldsItsName: against people and connectors, with the way out in the refusal,
+// until it is brought back or renamed.
+func TestRetiredAppHoldsItsName(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, open func() *store.Store) {
+		c := newCatalog(t, open())
+		site, con := mustSite(t, c, "berlin").ID, ids.New[ids.ConnectorID]()
+		wish := catalog.Wish{Name: "wiki", Target: "10.0.0.5:80"}
+		if got, err := c.Publish(t.Context(), con, site, true, wish, day); err != nil || got != catalog.Published {
+			t.Fatalf("Publish = %s, %v", got, err)
+		}
+		found, _ := c.Current().Lookup("wiki")
+		app := *found
+		app.Retired = true
+		app, err := c.UpdateApp(t.Context(), app, day)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := catalog.App{Name: "wiki", Placements: app.Placements}
+		for name, try := range map[string]func() error{
+			"a person":    func() error { _, err := c.CreateApp(t.Context(), again, day); return err },
+			"a connector": func() error { _, err := c.Publish(t.Context(), con, site, true, wish, day); return err },
+		} {
+			if err := try(); !errors.Is(err, catalog.ErrExists) || !strings.Contains(err.Error(), "postern admin app restore wiki") {
+				t.Errorf("%s: %v, want ErrExists with the way out", name, err)
+			}
+		}
+		app.Name = "wiki-of-before"
+		if _, err := c.UpdateApp(t.Context(), app, day); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.CreateApp(t.Context(), again, day); err != nil {
+			t.Errorf("after the name is free: %v", err)
+		}
+		if _, err := c.CreateApp(t.Context(), again, day); !errors.Is(err, catalog.ErrExists) || strings.Contains(err.Error(), "retired") {
+			t.Errorf("a name of an app in use: %v", err)
+		}
+	})
 }

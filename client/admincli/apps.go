@@ -15,6 +15,7 @@ type appCmd struct {
 	Publish   appPublishCmd   `cmd:"" help:"Publish an app. Nobody may use it before a rule allows it." example:"postern admin app publish wiki 10.0.0.5:80 --class internal --owner it@corp.example"`
 	Update    appUpdateCmd    `cmd:"" help:"Change an app; what is not named stays." example:"postern admin app update wiki --class confidential"`
 	Retire    appRetireCmd    `cmd:"" help:"Take an app away; everything open ends." example:"postern admin app retire wiki"`
+	Restore   appRestoreCmd   `cmd:"" help:"Publish a retired app again, as it was." example:"postern admin app restore wiki"`
 	Proposals appProposalsCmd `cmd:"" help:"List what connectors propose." example:"postern admin app proposals"`
 	Approve   appApproveCmd   `cmd:"" help:"Publish what a connector proposes." example:"postern admin app approve wiki"`
 	Reject    appRejectCmd    `cmd:"" help:"Refuse what a connector proposes." example:"postern admin app reject wiki"`
@@ -184,6 +185,17 @@ type appRetireCmd struct{ appRef }
 // Run retires an app.
 func (r *appRetireCmd) Run(ctx context.Context, c *Conn) error {
 	return act(ctx, c, c.app.RetireApp, &adminv1.AppRef{App: r.App}, "Retired "+r.App+".")
+}
+
+type appRestoreCmd struct{ appRef }
+
+// Run publishes a retired app again.
+func (r *appRestoreCmd) Run(ctx context.Context, c *Conn) error {
+	a, err := ask(ctx, c, c.app.RestoreApp, &adminv1.AppRef{App: r.App})
+	if err != nil {
+		return err
+	}
+	return c.app1(a, "Published again. Rules that name it hold again.")
 }
 
 type appProposalsCmd struct{}

@@ -4035,17 +4035,19 @@ func (x *SearchRequest) GetToMs() int64 {
 }
 
 type AuditRecord struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Writer        string                 `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
-	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	TimeMs        int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
-	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
-	User          string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
-	Device        string                 `protobuf:"bytes,6,opt,name=device,proto3" json:"device,omitempty"`
-	App           string                 `protobuf:"bytes,7,opt,name=app,proto3" json:"app,omitempty"`
-	Receipt       string                 `protobuf:"bytes,8,opt,name=receipt,proto3" json:"receipt,omitempty"`
-	Text          string                 `protobuf:"bytes,9,opt,name=text,proto3" json:"text,omitempty"`
-	Json          string                 `protobuf:"bytes,10,opt,name=json,proto3" json:"json,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Writer  string                 `protobuf:"bytes,1,opt,name=writer,proto3" json:"writer,omitempty"`
+	Seq     uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	TimeMs  int64                  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	Kind    string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	User    string                 `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	Device  string                 `protobuf:"bytes,6,opt,name=device,proto3" json:"device,omitempty"`
+	App     string                 `protobuf:"bytes,7,opt,name=app,proto3" json:"app,omitempty"`
+	Receipt string                 `protobuf:"bytes,8,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Text    string                 `protobuf:"bytes,9,opt,name=text,proto3" json:"text,omitempty"`
+	Json    string                 `protobuf:"bytes,10,opt,name=json,proto3" json:"json,omitempty"`
+	// actor is who did it, when that is not the person whom it is about.
+	Actor         string `protobuf:"bytes,11,opt,name=actor,proto3" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4146,6 +4148,13 @@ func (x *AuditRecord) GetText() string {
 func (x *AuditRecord) GetJson() string {
 	if x != nil {
 		return x.Json
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetActor() string {
+	if x != nil {
+		return x.Actor
 	}
 	return ""
 }
@@ -6314,7 +6323,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\areceipt\x18\x05 \x01(\tR\areceipt\x12\x12\n" +
 	"\x04kind\x18\x06 \x01(\tR\x04kind\x12\x17\n" +
 	"\afrom_ms\x18\a \x01(\x03R\x06fromMs\x12\x13\n" +
-	"\x05to_ms\x18\b \x01(\x03R\x04toMs\"\xe4\x01\n" +
+	"\x05to_ms\x18\b \x01(\x03R\x04toMs\"\xfa\x01\n" +
 	"\vAuditRecord\x12\x16\n" +
 	"\x06writer\x18\x01 \x01(\tR\x06writer\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x17\n" +
@@ -6326,7 +6335,8 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\areceipt\x18\b \x01(\tR\areceipt\x12\x12\n" +
 	"\x04text\x18\t \x01(\tR\x04text\x12\x12\n" +
 	"\x04json\x18\n" +
-	" \x01(\tR\x04json\"]\n" +
+	" \x01(\tR\x04json\x12\x14\n" +
+	"\x05actor\x18\v \x01(\tR\x05actor\"]\n" +
 	"\x0eSearchResponse\x127\n" +
 	"\arecords\x18\x01 \x03(\v2\x1d.postern.admin.v1.AuditRecordR\arecords\x12\x12\n" +
 	"\x04next\x18\x02 \x01(\tR\x04next\"\x0f\n" +
@@ -6486,7 +6496,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"ListTokens\x12#.postern.admin.v1.ListTokensRequest\x1a$.postern.admin.v1.ListTokensResponse\x12Z\n" +
 	"\vCreateToken\x12$.postern.admin.v1.CreateTokenRequest\x1a%.postern.admin.v1.CreateTokenResponse\x12K\n" +
-	"\vRevokeToken\x12\x1a.postern.admin.v1.TokenRef\x1a .postern.admin.v1.EffectResponse2\xf3\x04\n" +
+	"\vRevokeToken\x12\x1a.postern.admin.v1.TokenRef\x1a .postern.admin.v1.EffectResponse2\xb2\x05\n" +
 	"\n" +
 	"AppService\x12Q\n" +
 	"\bListApps\x12!.postern.admin.v1.ListAppsRequest\x1a\".postern.admin.v1.ListAppsResponse\x129\n" +
@@ -6494,7 +6504,9 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"PublishApp\x12#.postern.admin.v1.PublishAppRequest\x1a\x15.postern.admin.v1.App\x12F\n" +
 	"\tUpdateApp\x12\".postern.admin.v1.UpdateAppRequest\x1a\x15.postern.admin.v1.App\x12G\n" +
-	"\tRetireApp\x12\x18.postern.admin.v1.AppRef\x1a .postern.admin.v1.EffectResponse\x12`\n" +
+	"\tRetireApp\x12\x18.postern.admin.v1.AppRef\x1a .postern.admin.v1.EffectResponse\x12=\n" +
+	"\n" +
+	"RestoreApp\x12\x18.postern.admin.v1.AppRef\x1a\x15.postern.admin.v1.App\x12`\n" +
 	"\rListProposals\x12&.postern.admin.v1.ListProposalsRequest\x1a'.postern.admin.v1.ListProposalsResponse\x12G\n" +
 	"\x0fApproveProposal\x12\x1d.postern.admin.v1.ProposalRef\x1a\x15.postern.admin.v1.App\x12Q\n" +
 	"\x0eRejectProposal\x12\x1d.postern.admin.v1.ProposalRef\x1a .postern.admin.v1.EffectResponse2\xff\x01\n" +
@@ -6661,169 +6673,171 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	nil,                            // 98: postern.admin.v1.ClaimMap.AttributesEntry
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
-	95, // 0: postern.admin.v1.User.attributes:type_name -> postern.admin.v1.User.AttributesEntry
-	0,  // 1: postern.admin.v1.ListUsersRequest.page:type_name -> postern.admin.v1.Page
-	2,  // 2: postern.admin.v1.ListUsersResponse.users:type_name -> postern.admin.v1.User
-	96, // 3: postern.admin.v1.CreateUserRequest.attributes:type_name -> postern.admin.v1.CreateUserRequest.AttributesEntry
-	2,  // 4: postern.admin.v1.CreateUserResponse.user:type_name -> postern.admin.v1.User
-	0,  // 5: postern.admin.v1.ListGroupsRequest.page:type_name -> postern.admin.v1.Page
-	9,  // 6: postern.admin.v1.ListGroupsResponse.groups:type_name -> postern.admin.v1.Group
-	15, // 7: postern.admin.v1.ListSitesResponse.sites:type_name -> postern.admin.v1.Site
-	20, // 8: postern.admin.v1.ListTokensResponse.tokens:type_name -> postern.admin.v1.Token
-	20, // 9: postern.admin.v1.CreateTokenResponse.token:type_name -> postern.admin.v1.Token
-	27, // 10: postern.admin.v1.App.placements:type_name -> postern.admin.v1.Placement
-	0,  // 11: postern.admin.v1.ListAppsRequest.page:type_name -> postern.admin.v1.Page
-	26, // 12: postern.admin.v1.ListAppsResponse.apps:type_name -> postern.admin.v1.App
-	27, // 13: postern.admin.v1.PublishAppRequest.placements:type_name -> postern.admin.v1.Placement
-	31, // 14: postern.admin.v1.UpdateAppRequest.app_fields:type_name -> postern.admin.v1.PublishAppRequest
-	33, // 15: postern.admin.v1.ListProposalsResponse.proposals:type_name -> postern.admin.v1.Proposal
-	37, // 16: postern.admin.v1.ListRulesResponse.rules:type_name -> postern.admin.v1.Rule
-	37, // 17: postern.admin.v1.PutRuleResponse.rule:type_name -> postern.admin.v1.Rule
-	8,  // 18: postern.admin.v1.PutRuleResponse.effect:type_name -> postern.admin.v1.EffectResponse
-	0,  // 19: postern.admin.v1.ListRevisionsRequest.page:type_name -> postern.admin.v1.Page
-	43, // 20: postern.admin.v1.ListRevisionsResponse.revisions:type_name -> postern.admin.v1.Revision
-	97, // 21: postern.admin.v1.CheckRequest.facts:type_name -> postern.admin.v1.CheckRequest.FactsEntry
-	50, // 22: postern.admin.v1.Device.facts:type_name -> postern.admin.v1.Fact
-	0,  // 23: postern.admin.v1.ListDevicesRequest.page:type_name -> postern.admin.v1.Page
-	49, // 24: postern.admin.v1.ListDevicesResponse.devices:type_name -> postern.admin.v1.Device
-	0,  // 25: postern.admin.v1.ListSessionsRequest.page:type_name -> postern.admin.v1.Page
-	54, // 26: postern.admin.v1.ListSessionsResponse.sessions:type_name -> postern.admin.v1.Session
-	58, // 27: postern.admin.v1.ListGrantsResponse.grants:type_name -> postern.admin.v1.Grant
-	0,  // 28: postern.admin.v1.SearchRequest.page:type_name -> postern.admin.v1.Page
-	63, // 29: postern.admin.v1.SearchResponse.records:type_name -> postern.admin.v1.AuditRecord
-	67, // 30: postern.admin.v1.VerifyResponse.chains:type_name -> postern.admin.v1.ChainState
-	71, // 31: postern.admin.v1.ListConnectorsResponse.connectors:type_name -> postern.admin.v1.Connector
-	75, // 32: postern.admin.v1.ListRelaysResponse.relays:type_name -> postern.admin.v1.Relay
-	81, // 33: postern.admin.v1.StatusResponse.checks:type_name -> postern.admin.v1.Check
-	88, // 34: postern.admin.v1.Issuer.claims:type_name -> postern.admin.v1.ClaimMap
-	98, // 35: postern.admin.v1.ClaimMap.attributes:type_name -> postern.admin.v1.ClaimMap.AttributesEntry
-	87, // 36: postern.admin.v1.ListIssuersResponse.issuers:type_name -> postern.admin.v1.Issuer
-	88, // 37: postern.admin.v1.AddIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
-	88, // 38: postern.admin.v1.UpdateIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
-	87, // 39: postern.admin.v1.IssuerResponse.issuer:type_name -> postern.admin.v1.Issuer
-	4,  // 40: postern.admin.v1.UserService.ListUsers:input_type -> postern.admin.v1.ListUsersRequest
-	6,  // 41: postern.admin.v1.UserService.CreateUser:input_type -> postern.admin.v1.CreateUserRequest
-	3,  // 42: postern.admin.v1.UserService.InviteUser:input_type -> postern.admin.v1.UserRef
-	3,  // 43: postern.admin.v1.UserService.DisableUser:input_type -> postern.admin.v1.UserRef
-	3,  // 44: postern.admin.v1.UserService.EnableUser:input_type -> postern.admin.v1.UserRef
-	3,  // 45: postern.admin.v1.UserService.SignOutUser:input_type -> postern.admin.v1.UserRef
-	11, // 46: postern.admin.v1.GroupService.ListGroups:input_type -> postern.admin.v1.ListGroupsRequest
-	13, // 47: postern.admin.v1.GroupService.CreateGroup:input_type -> postern.admin.v1.CreateGroupRequest
-	10, // 48: postern.admin.v1.GroupService.DeleteGroup:input_type -> postern.admin.v1.GroupRef
-	14, // 49: postern.admin.v1.GroupService.AddMember:input_type -> postern.admin.v1.MemberRequest
-	14, // 50: postern.admin.v1.GroupService.RemoveMember:input_type -> postern.admin.v1.MemberRequest
-	17, // 51: postern.admin.v1.SiteService.ListSites:input_type -> postern.admin.v1.ListSitesRequest
-	19, // 52: postern.admin.v1.SiteService.CreateSite:input_type -> postern.admin.v1.CreateSiteRequest
-	16, // 53: postern.admin.v1.SiteService.DeleteSite:input_type -> postern.admin.v1.SiteRef
-	22, // 54: postern.admin.v1.TokenService.ListTokens:input_type -> postern.admin.v1.ListTokensRequest
-	24, // 55: postern.admin.v1.TokenService.CreateToken:input_type -> postern.admin.v1.CreateTokenRequest
-	21, // 56: postern.admin.v1.TokenService.RevokeToken:input_type -> postern.admin.v1.TokenRef
-	29, // 57: postern.admin.v1.AppService.ListApps:input_type -> postern.admin.v1.ListAppsRequest
-	28, // 58: postern.admin.v1.AppService.GetApp:input_type -> postern.admin.v1.AppRef
-	31, // 59: postern.admin.v1.AppService.PublishApp:input_type -> postern.admin.v1.PublishAppRequest
-	32, // 60: postern.admin.v1.AppService.UpdateApp:input_type -> postern.admin.v1.UpdateAppRequest
-	28, // 61: postern.admin.v1.AppService.RetireApp:input_type -> postern.admin.v1.AppRef
-	35, // 62: postern.admin.v1.AppService.ListProposals:input_type -> postern.admin.v1.ListProposalsRequest
-	34, // 63: postern.admin.v1.AppService.ApproveProposal:input_type -> postern.admin.v1.ProposalRef
-	34, // 64: postern.admin.v1.AppService.RejectProposal:input_type -> postern.admin.v1.ProposalRef
-	39, // 65: postern.admin.v1.RuleService.ListRules:input_type -> postern.admin.v1.ListRulesRequest
-	41, // 66: postern.admin.v1.RuleService.PutRule:input_type -> postern.admin.v1.PutRuleRequest
-	38, // 67: postern.admin.v1.RuleService.DeleteRule:input_type -> postern.admin.v1.RuleRef
-	45, // 68: postern.admin.v1.PolicyService.ListRevisions:input_type -> postern.admin.v1.ListRevisionsRequest
-	44, // 69: postern.admin.v1.PolicyService.ShowRevision:input_type -> postern.admin.v1.RevisionRef
-	44, // 70: postern.admin.v1.PolicyService.Rollback:input_type -> postern.admin.v1.RevisionRef
-	47, // 71: postern.admin.v1.PolicyService.Check:input_type -> postern.admin.v1.CheckRequest
-	52, // 72: postern.admin.v1.DeviceService.ListDevices:input_type -> postern.admin.v1.ListDevicesRequest
-	51, // 73: postern.admin.v1.DeviceService.BlockDevice:input_type -> postern.admin.v1.DeviceRef
-	51, // 74: postern.admin.v1.DeviceService.UnblockDevice:input_type -> postern.admin.v1.DeviceRef
-	51, // 75: postern.admin.v1.DeviceService.RemoveDevice:input_type -> postern.admin.v1.DeviceRef
-	56, // 76: postern.admin.v1.SessionService.ListSessions:input_type -> postern.admin.v1.ListSessionsRequest
-	55, // 77: postern.admin.v1.SessionService.EndSession:input_type -> postern.admin.v1.SessionRef
-	60, // 78: postern.admin.v1.SessionService.ListGrants:input_type -> postern.admin.v1.ListGrantsRequest
-	59, // 79: postern.admin.v1.SessionService.RevokeGrant:input_type -> postern.admin.v1.GrantRef
-	62, // 80: postern.admin.v1.AuditService.Search:input_type -> postern.admin.v1.SearchRequest
-	65, // 81: postern.admin.v1.AuditService.Verify:input_type -> postern.admin.v1.VerifyRequest
-	68, // 82: postern.admin.v1.AuditService.Export:input_type -> postern.admin.v1.ExportRequest
-	70, // 83: postern.admin.v1.AuditService.GetDecision:input_type -> postern.admin.v1.DecisionRef
-	73, // 84: postern.admin.v1.ConnectorService.ListConnectors:input_type -> postern.admin.v1.ListConnectorsRequest
-	72, // 85: postern.admin.v1.ConnectorService.BlockConnector:input_type -> postern.admin.v1.ConnectorRef
-	72, // 86: postern.admin.v1.ConnectorService.UnblockConnector:input_type -> postern.admin.v1.ConnectorRef
-	72, // 87: postern.admin.v1.ConnectorService.RemoveConnector:input_type -> postern.admin.v1.ConnectorRef
-	77, // 88: postern.admin.v1.ConnectorService.ListRelays:input_type -> postern.admin.v1.ListRelaysRequest
-	76, // 89: postern.admin.v1.ConnectorService.RemoveRelay:input_type -> postern.admin.v1.RelayRef
-	79, // 90: postern.admin.v1.SystemService.Status:input_type -> postern.admin.v1.StatusRequest
-	82, // 91: postern.admin.v1.SystemService.Backup:input_type -> postern.admin.v1.BackupRequest
-	84, // 92: postern.admin.v1.SystemService.ListSuffixes:input_type -> postern.admin.v1.ListSuffixesRequest
-	85, // 93: postern.admin.v1.SystemService.SetSuffixes:input_type -> postern.admin.v1.SetSuffixesRequest
-	90, // 94: postern.admin.v1.IssuerService.ListIssuers:input_type -> postern.admin.v1.ListIssuersRequest
-	92, // 95: postern.admin.v1.IssuerService.AddIssuer:input_type -> postern.admin.v1.AddIssuerRequest
-	93, // 96: postern.admin.v1.IssuerService.UpdateIssuer:input_type -> postern.admin.v1.UpdateIssuerRequest
-	89, // 97: postern.admin.v1.IssuerService.TestIssuer:input_type -> postern.admin.v1.IssuerRef
-	89, // 98: postern.admin.v1.IssuerService.RemoveIssuer:input_type -> postern.admin.v1.IssuerRef
-	5,  // 99: postern.admin.v1.UserService.ListUsers:output_type -> postern.admin.v1.ListUsersResponse
-	7,  // 100: postern.admin.v1.UserService.CreateUser:output_type -> postern.admin.v1.CreateUserResponse
-	7,  // 101: postern.admin.v1.UserService.InviteUser:output_type -> postern.admin.v1.CreateUserResponse
-	8,  // 102: postern.admin.v1.UserService.DisableUser:output_type -> postern.admin.v1.EffectResponse
-	8,  // 103: postern.admin.v1.UserService.EnableUser:output_type -> postern.admin.v1.EffectResponse
-	8,  // 104: postern.admin.v1.UserService.SignOutUser:output_type -> postern.admin.v1.EffectResponse
-	12, // 105: postern.admin.v1.GroupService.ListGroups:output_type -> postern.admin.v1.ListGroupsResponse
-	9,  // 106: postern.admin.v1.GroupService.CreateGroup:output_type -> postern.admin.v1.Group
-	8,  // 107: postern.admin.v1.GroupService.DeleteGroup:output_type -> postern.admin.v1.EffectResponse
-	8,  // 108: postern.admin.v1.GroupService.AddMember:output_type -> postern.admin.v1.EffectResponse
-	8,  // 109: postern.admin.v1.GroupService.RemoveMember:output_type -> postern.admin.v1.EffectResponse
-	18, // 110: postern.admin.v1.SiteService.ListSites:output_type -> postern.admin.v1.ListSitesResponse
-	15, // 111: postern.admin.v1.SiteService.CreateSite:output_type -> postern.admin.v1.Site
-	8,  // 112: postern.admin.v1.SiteService.DeleteSite:output_type -> postern.admin.v1.EffectResponse
-	23, // 113: postern.admin.v1.TokenService.ListTokens:output_type -> postern.admin.v1.ListTokensResponse
-	25, // 114: postern.admin.v1.TokenService.CreateToken:output_type -> postern.admin.v1.CreateTokenResponse
-	8,  // 115: postern.admin.v1.TokenService.RevokeToken:output_type -> postern.admin.v1.EffectResponse
-	30, // 116: postern.admin.v1.AppService.ListApps:output_type -> postern.admin.v1.ListAppsResponse
-	26, // 117: postern.admin.v1.AppService.GetApp:output_type -> postern.admin.v1.App
-	26, // 118: postern.admin.v1.AppService.PublishApp:output_type -> postern.admin.v1.App
-	26, // 119: postern.admin.v1.AppService.UpdateApp:output_type -> postern.admin.v1.App
-	8,  // 120: postern.admin.v1.AppService.RetireApp:output_type -> postern.admin.v1.EffectResponse
-	36, // 121: postern.admin.v1.AppService.ListProposals:output_type -> postern.admin.v1.ListProposalsResponse
-	26, // 122: postern.admin.v1.AppService.ApproveProposal:output_type -> postern.admin.v1.App
-	8,  // 123: postern.admin.v1.AppService.RejectProposal:output_type -> postern.admin.v1.EffectResponse
-	40, // 124: postern.admin.v1.RuleService.ListRules:output_type -> postern.admin.v1.ListRulesResponse
-	42, // 125: postern.admin.v1.RuleService.PutRule:output_type -> postern.admin.v1.PutRuleResponse
-	42, // 126: postern.admin.v1.RuleService.DeleteRule:output_type -> postern.admin.v1.PutRuleResponse
-	46, // 127: postern.admin.v1.PolicyService.ListRevisions:output_type -> postern.admin.v1.ListRevisionsResponse
-	43, // 128: postern.admin.v1.PolicyService.ShowRevision:output_type -> postern.admin.v1.Revision
-	42, // 129: postern.admin.v1.PolicyService.Rollback:output_type -> postern.admin.v1.PutRuleResponse
-	48, // 130: postern.admin.v1.PolicyService.Check:output_type -> postern.admin.v1.Decision
-	53, // 131: postern.admin.v1.DeviceService.ListDevices:output_type -> postern.admin.v1.ListDevicesResponse
-	8,  // 132: postern.admin.v1.DeviceService.BlockDevice:output_type -> postern.admin.v1.EffectResponse
-	8,  // 133: postern.admin.v1.DeviceService.UnblockDevice:output_type -> postern.admin.v1.EffectResponse
-	8,  // 134: postern.admin.v1.DeviceService.RemoveDevice:output_type -> postern.admin.v1.EffectResponse
-	57, // 135: postern.admin.v1.SessionService.ListSessions:output_type -> postern.admin.v1.ListSessionsResponse
-	8,  // 136: postern.admin.v1.SessionService.EndSession:output_type -> postern.admin.v1.EffectResponse
-	61, // 137: postern.admin.v1.SessionService.ListGrants:output_type -> postern.admin.v1.ListGrantsResponse
-	8,  // 138: postern.admin.v1.SessionService.RevokeGrant:output_type -> postern.admin.v1.EffectResponse
-	64, // 139: postern.admin.v1.AuditService.Search:output_type -> postern.admin.v1.SearchResponse
-	66, // 140: postern.admin.v1.AuditService.Verify:output_type -> postern.admin.v1.VerifyResponse
-	69, // 141: postern.admin.v1.AuditService.Export:output_type -> postern.admin.v1.ExportResponse
-	48, // 142: postern.admin.v1.AuditService.GetDecision:output_type -> postern.admin.v1.Decision
-	74, // 143: postern.admin.v1.ConnectorService.ListConnectors:output_type -> postern.admin.v1.ListConnectorsResponse
-	8,  // 144: postern.admin.v1.ConnectorService.BlockConnector:output_type -> postern.admin.v1.EffectResponse
-	8,  // 145: postern.admin.v1.ConnectorService.UnblockConnector:output_type -> postern.admin.v1.EffectResponse
-	8,  // 146: postern.admin.v1.ConnectorService.RemoveConnector:output_type -> postern.admin.v1.EffectResponse
-	78, // 147: postern.admin.v1.ConnectorService.ListRelays:output_type -> postern.admin.v1.ListRelaysResponse
-	8,  // 148: postern.admin.v1.ConnectorService.RemoveRelay:output_type -> postern.admin.v1.EffectResponse
-	80, // 149: postern.admin.v1.SystemService.Status:output_type -> postern.admin.v1.StatusResponse
-	83, // 150: postern.admin.v1.SystemService.Backup:output_type -> postern.admin.v1.BackupResponse
-	86, // 151: postern.admin.v1.SystemService.ListSuffixes:output_type -> postern.admin.v1.Suffixes
-	86, // 152: postern.admin.v1.SystemService.SetSuffixes:output_type -> postern.admin.v1.Suffixes
-	91, // 153: postern.admin.v1.IssuerService.ListIssuers:output_type -> postern.admin.v1.ListIssuersResponse
-	94, // 154: postern.admin.v1.IssuerService.AddIssuer:output_type -> postern.admin.v1.IssuerResponse
-	94, // 155: postern.admin.v1.IssuerService.UpdateIssuer:output_type -> postern.admin.v1.IssuerResponse
-	94, // 156: postern.admin.v1.IssuerService.TestIssuer:output_type -> postern.admin.v1.IssuerResponse
-	8,  // 157: postern.admin.v1.IssuerService.RemoveIssuer:output_type -> postern.admin.v1.EffectResponse
-	99, // [99:158] is the sub-list for method output_type
-	40, // [40:99] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	95,  // 0: postern.admin.v1.User.attributes:type_name -> postern.admin.v1.User.AttributesEntry
+	0,   // 1: postern.admin.v1.ListUsersRequest.page:type_name -> postern.admin.v1.Page
+	2,   // 2: postern.admin.v1.ListUsersResponse.users:type_name -> postern.admin.v1.User
+	96,  // 3: postern.admin.v1.CreateUserRequest.attributes:type_name -> postern.admin.v1.CreateUserRequest.AttributesEntry
+	2,   // 4: postern.admin.v1.CreateUserResponse.user:type_name -> postern.admin.v1.User
+	0,   // 5: postern.admin.v1.ListGroupsRequest.page:type_name -> postern.admin.v1.Page
+	9,   // 6: postern.admin.v1.ListGroupsResponse.groups:type_name -> postern.admin.v1.Group
+	15,  // 7: postern.admin.v1.ListSitesResponse.sites:type_name -> postern.admin.v1.Site
+	20,  // 8: postern.admin.v1.ListTokensResponse.tokens:type_name -> postern.admin.v1.Token
+	20,  // 9: postern.admin.v1.CreateTokenResponse.token:type_name -> postern.admin.v1.Token
+	27,  // 10: postern.admin.v1.App.placements:type_name -> postern.admin.v1.Placement
+	0,   // 11: postern.admin.v1.ListAppsRequest.page:type_name -> postern.admin.v1.Page
+	26,  // 12: postern.admin.v1.ListAppsResponse.apps:type_name -> postern.admin.v1.App
+	27,  // 13: postern.admin.v1.PublishAppRequest.placements:type_name -> postern.admin.v1.Placement
+	31,  // 14: postern.admin.v1.UpdateAppRequest.app_fields:type_name -> postern.admin.v1.PublishAppRequest
+	33,  // 15: postern.admin.v1.ListProposalsResponse.proposals:type_name -> postern.admin.v1.Proposal
+	37,  // 16: postern.admin.v1.ListRulesResponse.rules:type_name -> postern.admin.v1.Rule
+	37,  // 17: postern.admin.v1.PutRuleResponse.rule:type_name -> postern.admin.v1.Rule
+	8,   // 18: postern.admin.v1.PutRuleResponse.effect:type_name -> postern.admin.v1.EffectResponse
+	0,   // 19: postern.admin.v1.ListRevisionsRequest.page:type_name -> postern.admin.v1.Page
+	43,  // 20: postern.admin.v1.ListRevisionsResponse.revisions:type_name -> postern.admin.v1.Revision
+	97,  // 21: postern.admin.v1.CheckRequest.facts:type_name -> postern.admin.v1.CheckRequest.FactsEntry
+	50,  // 22: postern.admin.v1.Device.facts:type_name -> postern.admin.v1.Fact
+	0,   // 23: postern.admin.v1.ListDevicesRequest.page:type_name -> postern.admin.v1.Page
+	49,  // 24: postern.admin.v1.ListDevicesResponse.devices:type_name -> postern.admin.v1.Device
+	0,   // 25: postern.admin.v1.ListSessionsRequest.page:type_name -> postern.admin.v1.Page
+	54,  // 26: postern.admin.v1.ListSessionsResponse.sessions:type_name -> postern.admin.v1.Session
+	58,  // 27: postern.admin.v1.ListGrantsResponse.grants:type_name -> postern.admin.v1.Grant
+	0,   // 28: postern.admin.v1.SearchRequest.page:type_name -> postern.admin.v1.Page
+	63,  // 29: postern.admin.v1.SearchResponse.records:type_name -> postern.admin.v1.AuditRecord
+	67,  // 30: postern.admin.v1.VerifyResponse.chains:type_name -> postern.admin.v1.ChainState
+	71,  // 31: postern.admin.v1.ListConnectorsResponse.connectors:type_name -> postern.admin.v1.Connector
+	75,  // 32: postern.admin.v1.ListRelaysResponse.relays:type_name -> postern.admin.v1.Relay
+	81,  // 33: postern.admin.v1.StatusResponse.checks:type_name -> postern.admin.v1.Check
+	88,  // 34: postern.admin.v1.Issuer.claims:type_name -> postern.admin.v1.ClaimMap
+	98,  // 35: postern.admin.v1.ClaimMap.attributes:type_name -> postern.admin.v1.ClaimMap.AttributesEntry
+	87,  // 36: postern.admin.v1.ListIssuersResponse.issuers:type_name -> postern.admin.v1.Issuer
+	88,  // 37: postern.admin.v1.AddIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
+	88,  // 38: postern.admin.v1.UpdateIssuerRequest.claims:type_name -> postern.admin.v1.ClaimMap
+	87,  // 39: postern.admin.v1.IssuerResponse.issuer:type_name -> postern.admin.v1.Issuer
+	4,   // 40: postern.admin.v1.UserService.ListUsers:input_type -> postern.admin.v1.ListUsersRequest
+	6,   // 41: postern.admin.v1.UserService.CreateUser:input_type -> postern.admin.v1.CreateUserRequest
+	3,   // 42: postern.admin.v1.UserService.InviteUser:input_type -> postern.admin.v1.UserRef
+	3,   // 43: postern.admin.v1.UserService.DisableUser:input_type -> postern.admin.v1.UserRef
+	3,   // 44: postern.admin.v1.UserService.EnableUser:input_type -> postern.admin.v1.UserRef
+	3,   // 45: postern.admin.v1.UserService.SignOutUser:input_type -> postern.admin.v1.UserRef
+	11,  // 46: postern.admin.v1.GroupService.ListGroups:input_type -> postern.admin.v1.ListGroupsRequest
+	13,  // 47: postern.admin.v1.GroupService.CreateGroup:input_type -> postern.admin.v1.CreateGroupRequest
+	10,  // 48: postern.admin.v1.GroupService.DeleteGroup:input_type -> postern.admin.v1.GroupRef
+	14,  // 49: postern.admin.v1.GroupService.AddMember:input_type -> postern.admin.v1.MemberRequest
+	14,  // 50: postern.admin.v1.GroupService.RemoveMember:input_type -> postern.admin.v1.MemberRequest
+	17,  // 51: postern.admin.v1.SiteService.ListSites:input_type -> postern.admin.v1.ListSitesRequest
+	19,  // 52: postern.admin.v1.SiteService.CreateSite:input_type -> postern.admin.v1.CreateSiteRequest
+	16,  // 53: postern.admin.v1.SiteService.DeleteSite:input_type -> postern.admin.v1.SiteRef
+	22,  // 54: postern.admin.v1.TokenService.ListTokens:input_type -> postern.admin.v1.ListTokensRequest
+	24,  // 55: postern.admin.v1.TokenService.CreateToken:input_type -> postern.admin.v1.CreateTokenRequest
+	21,  // 56: postern.admin.v1.TokenService.RevokeToken:input_type -> postern.admin.v1.TokenRef
+	29,  // 57: postern.admin.v1.AppService.ListApps:input_type -> postern.admin.v1.ListAppsRequest
+	28,  // 58: postern.admin.v1.AppService.GetApp:input_type -> postern.admin.v1.AppRef
+	31,  // 59: postern.admin.v1.AppService.PublishApp:input_type -> postern.admin.v1.PublishAppRequest
+	32,  // 60: postern.admin.v1.AppService.UpdateApp:input_type -> postern.admin.v1.UpdateAppRequest
+	28,  // 61: postern.admin.v1.AppService.RetireApp:input_type -> postern.admin.v1.AppRef
+	28,  // 62: postern.admin.v1.AppService.RestoreApp:input_type -> postern.admin.v1.AppRef
+	35,  // 63: postern.admin.v1.AppService.ListProposals:input_type -> postern.admin.v1.ListProposalsRequest
+	34,  // 64: postern.admin.v1.AppService.ApproveProposal:input_type -> postern.admin.v1.ProposalRef
+	34,  // 65: postern.admin.v1.AppService.RejectProposal:input_type -> postern.admin.v1.ProposalRef
+	39,  // 66: postern.admin.v1.RuleService.ListRules:input_type -> postern.admin.v1.ListRulesRequest
+	41,  // 67: postern.admin.v1.RuleService.PutRule:input_type -> postern.admin.v1.PutRuleRequest
+	38,  // 68: postern.admin.v1.RuleService.DeleteRule:input_type -> postern.admin.v1.RuleRef
+	45,  // 69: postern.admin.v1.PolicyService.ListRevisions:input_type -> postern.admin.v1.ListRevisionsRequest
+	44,  // 70: postern.admin.v1.PolicyService.ShowRevision:input_type -> postern.admin.v1.RevisionRef
+	44,  // 71: postern.admin.v1.PolicyService.Rollback:input_type -> postern.admin.v1.RevisionRef
+	47,  // 72: postern.admin.v1.PolicyService.Check:input_type -> postern.admin.v1.CheckRequest
+	52,  // 73: postern.admin.v1.DeviceService.ListDevices:input_type -> postern.admin.v1.ListDevicesRequest
+	51,  // 74: postern.admin.v1.DeviceService.BlockDevice:input_type -> postern.admin.v1.DeviceRef
+	51,  // 75: postern.admin.v1.DeviceService.UnblockDevice:input_type -> postern.admin.v1.DeviceRef
+	51,  // 76: postern.admin.v1.DeviceService.RemoveDevice:input_type -> postern.admin.v1.DeviceRef
+	56,  // 77: postern.admin.v1.SessionService.ListSessions:input_type -> postern.admin.v1.ListSessionsRequest
+	55,  // 78: postern.admin.v1.SessionService.EndSession:input_type -> postern.admin.v1.SessionRef
+	60,  // 79: postern.admin.v1.SessionService.ListGrants:input_type -> postern.admin.v1.ListGrantsRequest
+	59,  // 80: postern.admin.v1.SessionService.RevokeGrant:input_type -> postern.admin.v1.GrantRef
+	62,  // 81: postern.admin.v1.AuditService.Search:input_type -> postern.admin.v1.SearchRequest
+	65,  // 82: postern.admin.v1.AuditService.Verify:input_type -> postern.admin.v1.VerifyRequest
+	68,  // 83: postern.admin.v1.AuditService.Export:input_type -> postern.admin.v1.ExportRequest
+	70,  // 84: postern.admin.v1.AuditService.GetDecision:input_type -> postern.admin.v1.DecisionRef
+	73,  // 85: postern.admin.v1.ConnectorService.ListConnectors:input_type -> postern.admin.v1.ListConnectorsRequest
+	72,  // 86: postern.admin.v1.ConnectorService.BlockConnector:input_type -> postern.admin.v1.ConnectorRef
+	72,  // 87: postern.admin.v1.ConnectorService.UnblockConnector:input_type -> postern.admin.v1.ConnectorRef
+	72,  // 88: postern.admin.v1.ConnectorService.RemoveConnector:input_type -> postern.admin.v1.ConnectorRef
+	77,  // 89: postern.admin.v1.ConnectorService.ListRelays:input_type -> postern.admin.v1.ListRelaysRequest
+	76,  // 90: postern.admin.v1.ConnectorService.RemoveRelay:input_type -> postern.admin.v1.RelayRef
+	79,  // 91: postern.admin.v1.SystemService.Status:input_type -> postern.admin.v1.StatusRequest
+	82,  // 92: postern.admin.v1.SystemService.Backup:input_type -> postern.admin.v1.BackupRequest
+	84,  // 93: postern.admin.v1.SystemService.ListSuffixes:input_type -> postern.admin.v1.ListSuffixesRequest
+	85,  // 94: postern.admin.v1.SystemService.SetSuffixes:input_type -> postern.admin.v1.SetSuffixesRequest
+	90,  // 95: postern.admin.v1.IssuerService.ListIssuers:input_type -> postern.admin.v1.ListIssuersRequest
+	92,  // 96: postern.admin.v1.IssuerService.AddIssuer:input_type -> postern.admin.v1.AddIssuerRequest
+	93,  // 97: postern.admin.v1.IssuerService.UpdateIssuer:input_type -> postern.admin.v1.UpdateIssuerRequest
+	89,  // 98: postern.admin.v1.IssuerService.TestIssuer:input_type -> postern.admin.v1.IssuerRef
+	89,  // 99: postern.admin.v1.IssuerService.RemoveIssuer:input_type -> postern.admin.v1.IssuerRef
+	5,   // 100: postern.admin.v1.UserService.ListUsers:output_type -> postern.admin.v1.ListUsersResponse
+	7,   // 101: postern.admin.v1.UserService.CreateUser:output_type -> postern.admin.v1.CreateUserResponse
+	7,   // 102: postern.admin.v1.UserService.InviteUser:output_type -> postern.admin.v1.CreateUserResponse
+	8,   // 103: postern.admin.v1.UserService.DisableUser:output_type -> postern.admin.v1.EffectResponse
+	8,   // 104: postern.admin.v1.UserService.EnableUser:output_type -> postern.admin.v1.EffectResponse
+	8,   // 105: postern.admin.v1.UserService.SignOutUser:output_type -> postern.admin.v1.EffectResponse
+	12,  // 106: postern.admin.v1.GroupService.ListGroups:output_type -> postern.admin.v1.ListGroupsResponse
+	9,   // 107: postern.admin.v1.GroupService.CreateGroup:output_type -> postern.admin.v1.Group
+	8,   // 108: postern.admin.v1.GroupService.DeleteGroup:output_type -> postern.admin.v1.EffectResponse
+	8,   // 109: postern.admin.v1.GroupService.AddMember:output_type -> postern.admin.v1.EffectResponse
+	8,   // 110: postern.admin.v1.GroupService.RemoveMember:output_type -> postern.admin.v1.EffectResponse
+	18,  // 111: postern.admin.v1.SiteService.ListSites:output_type -> postern.admin.v1.ListSitesResponse
+	15,  // 112: postern.admin.v1.SiteService.CreateSite:output_type -> postern.admin.v1.Site
+	8,   // 113: postern.admin.v1.SiteService.DeleteSite:output_type -> postern.admin.v1.EffectResponse
+	23,  // 114: postern.admin.v1.TokenService.ListTokens:output_type -> postern.admin.v1.ListTokensResponse
+	25,  // 115: postern.admin.v1.TokenService.CreateToken:output_type -> postern.admin.v1.CreateTokenResponse
+	8,   // 116: postern.admin.v1.TokenService.RevokeToken:output_type -> postern.admin.v1.EffectResponse
+	30,  // 117: postern.admin.v1.AppService.ListApps:output_type -> postern.admin.v1.ListAppsResponse
+	26,  // 118: postern.admin.v1.AppService.GetApp:output_type -> postern.admin.v1.App
+	26,  // 119: postern.admin.v1.AppService.PublishApp:output_type -> postern.admin.v1.App
+	26,  // 120: postern.admin.v1.AppService.UpdateApp:output_type -> postern.admin.v1.App
+	8,   // 121: postern.admin.v1.AppService.RetireApp:output_type -> postern.admin.v1.EffectResponse
+	26,  // 122: postern.admin.v1.AppService.RestoreApp:output_type -> postern.admin.v1.App
+	36,  // 123: postern.admin.v1.AppService.ListProposals:output_type -> postern.admin.v1.ListProposalsResponse
+	26,  // 124: postern.admin.v1.AppService.ApproveProposal:output_type -> postern.admin.v1.App
+	8,   // 125: postern.admin.v1.AppService.RejectProposal:output_type -> postern.admin.v1.EffectResponse
+	40,  // 126: postern.admin.v1.RuleService.ListRules:output_type -> postern.admin.v1.ListRulesResponse
+	42,  // 127: postern.admin.v1.RuleService.PutRule:output_type -> postern.admin.v1.PutRuleResponse
+	42,  // 128: postern.admin.v1.RuleService.DeleteRule:output_type -> postern.admin.v1.PutRuleResponse
+	46,  // 129: postern.admin.v1.PolicyService.ListRevisions:output_type -> postern.admin.v1.ListRevisionsResponse
+	43,  // 130: postern.admin.v1.PolicyService.ShowRevision:output_type -> postern.admin.v1.Revision
+	42,  // 131: postern.admin.v1.PolicyService.Rollback:output_type -> postern.admin.v1.PutRuleResponse
+	48,  // 132: postern.admin.v1.PolicyService.Check:output_type -> postern.admin.v1.Decision
+	53,  // 133: postern.admin.v1.DeviceService.ListDevices:output_type -> postern.admin.v1.ListDevicesResponse
+	8,   // 134: postern.admin.v1.DeviceService.BlockDevice:output_type -> postern.admin.v1.EffectResponse
+	8,   // 135: postern.admin.v1.DeviceService.UnblockDevice:output_type -> postern.admin.v1.EffectResponse
+	8,   // 136: postern.admin.v1.DeviceService.RemoveDevice:output_type -> postern.admin.v1.EffectResponse
+	57,  // 137: postern.admin.v1.SessionService.ListSessions:output_type -> postern.admin.v1.ListSessionsResponse
+	8,   // 138: postern.admin.v1.SessionService.EndSession:output_type -> postern.admin.v1.EffectResponse
+	61,  // 139: postern.admin.v1.SessionService.ListGrants:output_type -> postern.admin.v1.ListGrantsResponse
+	8,   // 140: postern.admin.v1.SessionService.RevokeGrant:output_type -> postern.admin.v1.EffectResponse
+	64,  // 141: postern.admin.v1.AuditService.Search:output_type -> postern.admin.v1.SearchResponse
+	66,  // 142: postern.admin.v1.AuditService.Verify:output_type -> postern.admin.v1.VerifyResponse
+	69,  // 143: postern.admin.v1.AuditService.Export:output_type -> postern.admin.v1.ExportResponse
+	48,  // 144: postern.admin.v1.AuditService.GetDecision:output_type -> postern.admin.v1.Decision
+	74,  // 145: postern.admin.v1.ConnectorService.ListConnectors:output_type -> postern.admin.v1.ListConnectorsResponse
+	8,   // 146: postern.admin.v1.ConnectorService.BlockConnector:output_type -> postern.admin.v1.EffectResponse
+	8,   // 147: postern.admin.v1.ConnectorService.UnblockConnector:output_type -> postern.admin.v1.EffectResponse
+	8,   // 148: postern.admin.v1.ConnectorService.RemoveConnector:output_type -> postern.admin.v1.EffectResponse
+	78,  // 149: postern.admin.v1.ConnectorService.ListRelays:output_type -> postern.admin.v1.ListRelaysResponse
+	8,   // 150: postern.admin.v1.ConnectorService.RemoveRelay:output_type -> postern.admin.v1.EffectResponse
+	80,  // 151: postern.admin.v1.SystemService.Status:output_type -> postern.admin.v1.StatusResponse
+	83,  // 152: postern.admin.v1.SystemService.Backup:output_type -> postern.admin.v1.BackupResponse
+	86,  // 153: postern.admin.v1.SystemService.ListSuffixes:output_type -> postern.admin.v1.Suffixes
+	86,  // 154: postern.admin.v1.SystemService.SetSuffixes:output_type -> postern.admin.v1.Suffixes
+	91,  // 155: postern.admin.v1.IssuerService.ListIssuers:output_type -> postern.admin.v1.ListIssuersResponse
+	94,  // 156: postern.admin.v1.IssuerService.AddIssuer:output_type -> postern.admin.v1.IssuerResponse
+	94,  // 157: postern.admin.v1.IssuerService.UpdateIssuer:output_type -> postern.admin.v1.IssuerResponse
+	94,  // 158: postern.admin.v1.IssuerService.TestIssuer:output_type -> postern.admin.v1.IssuerResponse
+	8,   // 159: postern.admin.v1.IssuerService.RemoveIssuer:output_type -> postern.admin.v1.EffectResponse
+	100, // [100:160] is the sub-list for method output_type
+	40,  // [40:100] is the sub-list for method input_type
+	40,  // [40:40] is the sub-list for extension type_name
+	40,  // [40:40] is the sub-list for extension extendee
+	0,   // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }

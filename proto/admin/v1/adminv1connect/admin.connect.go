@@ -110,6 +110,8 @@ const (
 	AppServiceUpdateAppProcedure = "/postern.admin.v1.AppService/UpdateApp"
 	// AppServiceRetireAppProcedure is the fully-qualified name of the AppService's RetireApp RPC.
 	AppServiceRetireAppProcedure = "/postern.admin.v1.AppService/RetireApp"
+	// AppServiceRestoreAppProcedure is the fully-qualified name of the AppService's RestoreApp RPC.
+	AppServiceRestoreAppProcedure = "/postern.admin.v1.AppService/RestoreApp"
 	// AppServiceListProposalsProcedure is the fully-qualified name of the AppService's ListProposals
 	// RPC.
 	AppServiceListProposalsProcedure = "/postern.admin.v1.AppService/ListProposals"
@@ -839,6 +841,8 @@ type AppServiceClient interface {
 	PublishApp(context.Context, *connect.Request[v1.PublishAppRequest]) (*connect.Response[v1.App], error)
 	UpdateApp(context.Context, *connect.Request[v1.UpdateAppRequest]) (*connect.Response[v1.App], error)
 	RetireApp(context.Context, *connect.Request[v1.AppRef]) (*connect.Response[v1.EffectResponse], error)
+	// RestoreApp publishes a retired app again, as it was.
+	RestoreApp(context.Context, *connect.Request[v1.AppRef]) (*connect.Response[v1.App], error)
 	ListProposals(context.Context, *connect.Request[v1.ListProposalsRequest]) (*connect.Response[v1.ListProposalsResponse], error)
 	ApproveProposal(context.Context, *connect.Request[v1.ProposalRef]) (*connect.Response[v1.App], error)
 	RejectProposal(context.Context, *connect.Request[v1.ProposalRef]) (*connect.Response[v1.EffectResponse], error)
@@ -885,6 +889,12 @@ func NewAppServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(appServiceMethods.ByName("RetireApp")),
 			connect.WithClientOptions(opts...),
 		),
+		restoreApp: connect.NewClient[v1.AppRef, v1.App](
+			httpClient,
+			baseURL+AppServiceRestoreAppProcedure,
+			connect.WithSchema(appServiceMethods.ByName("RestoreApp")),
+			connect.WithClientOptions(opts...),
+		),
 		listProposals: connect.NewClient[v1.ListProposalsRequest, v1.ListProposalsResponse](
 			httpClient,
 			baseURL+AppServiceListProposalsProcedure,
@@ -913,6 +923,7 @@ type appServiceClient struct {
 	publishApp      *connect.Client[v1.PublishAppRequest, v1.App]
 	updateApp       *connect.Client[v1.UpdateAppRequest, v1.App]
 	retireApp       *connect.Client[v1.AppRef, v1.EffectResponse]
+	restoreApp      *connect.Client[v1.AppRef, v1.App]
 	listProposals   *connect.Client[v1.ListProposalsRequest, v1.ListProposalsResponse]
 	approveProposal *connect.Client[v1.ProposalRef, v1.App]
 	rejectProposal  *connect.Client[v1.ProposalRef, v1.EffectResponse]
@@ -943,6 +954,11 @@ func (c *appServiceClient) RetireApp(ctx context.Context, req *connect.Request[v
 	return c.retireApp.CallUnary(ctx, req)
 }
 
+// RestoreApp calls postern.admin.v1.AppService.RestoreApp.
+func (c *appServiceClient) RestoreApp(ctx context.Context, req *connect.Request[v1.AppRef]) (*connect.Response[v1.App], error) {
+	return c.restoreApp.CallUnary(ctx, req)
+}
+
 // ListProposals calls postern.admin.v1.AppService.ListProposals.
 func (c *appServiceClient) ListProposals(ctx context.Context, req *connect.Request[v1.ListProposalsRequest]) (*connect.Response[v1.ListProposalsResponse], error) {
 	return c.listProposals.CallUnary(ctx, req)
@@ -965,6 +981,8 @@ type AppServiceHandler interface {
 	PublishApp(context.Context, *connect.Request[v1.PublishAppRequest]) (*connect.Response[v1.App], error)
 	UpdateApp(context.Context, *connect.Request[v1.UpdateAppRequest]) (*connect.Response[v1.App], error)
 	RetireApp(context.Context, *connect.Request[v1.AppRef]) (*connect.Response[v1.EffectResponse], error)
+	// RestoreApp publishes a retired app again, as it was.
+	RestoreApp(context.Context, *connect.Request[v1.AppRef]) (*connect.Response[v1.App], error)
 	ListProposals(context.Context, *connect.Request[v1.ListProposalsRequest]) (*connect.Response[v1.ListProposalsResponse], error)
 	ApproveProposal(context.Context, *connect.Request[v1.ProposalRef]) (*connect.Response[v1.App], error)
 	RejectProposal(context.Context, *connect.Request[v1.ProposalRef]) (*connect.Response[v1.EffectResponse], error)
@@ -1007,6 +1025,12 @@ func NewAppServiceHandler(svc AppServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(appServiceMethods.ByName("RetireApp")),
 		connect.WithHandlerOptions(opts...),
 	)
+	appServiceRestoreAppHandler := connect.NewUnaryHandler(
+		AppServiceRestoreAppProcedure,
+		svc.RestoreApp,
+		connect.WithSchema(appServiceMethods.ByName("RestoreApp")),
+		connect.WithHandlerOptions(opts...),
+	)
 	appServiceListProposalsHandler := connect.NewUnaryHandler(
 		AppServiceListProposalsProcedure,
 		svc.ListProposals,
@@ -1037,6 +1061,8 @@ func NewAppServiceHandler(svc AppServiceHandler, opts ...connect.HandlerOption) 
 			appServiceUpdateAppHandler.ServeHTTP(w, r)
 		case AppServiceRetireAppProcedure:
 			appServiceRetireAppHandler.ServeHTTP(w, r)
+		case AppServiceRestoreAppProcedure:
+			appServiceRestoreAppHandler.ServeHTTP(w, r)
 		case AppServiceListProposalsProcedure:
 			appServiceListProposalsHandler.ServeHTTP(w, r)
 		case AppServiceApproveProposalProcedure:
@@ -1070,6 +1096,10 @@ func (UnimplementedAppServiceHandler) UpdateApp(context.Context, *connect.Reques
 
 func (UnimplementedAppServiceHandler) RetireApp(context.Context, *connect.Request[v1.AppRef]) (*connect.Response[v1.EffectResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.AppService.RetireApp is not implemented"))
+}
+
+func (UnimplementedAppServiceHandler) RestoreApp(context.Context, *connect.Request[v1.AppRef]) (*connect.Response[v1.App], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("postern.admin.v1.AppService.RestoreApp is not implemented"))
 }
 
 func (UnimplementedAppServiceHandler) ListProposals(context.Context, *connect.Request[v1.ListProposalsRequest]) (*connect.Response[v1.ListProposalsResponse], error) {
