@@ -175,7 +175,7 @@ func (b *Broker) openPeople(context.Context) error {
 	b.sessions = session.New(b.store)
 	b.identity, err = identity.New(identity.Config{
 		URL: b.cfg.URL, JoinURL: b.URL(), Directory: b.dir, Store: b.store, Keys: oidcKeys{b.ring}, Sealer: sealer{box}, Secret: secret.Secret(),
-		Settings: suffixes{b.catalog}, Log: b.log, Metrics: b.metrics,
+		Settings: suffixes{b.catalog}, Log: b.log, Metrics: b.metrics, Audit: b.audit,
 	})
 	return err
 }

@@ -3,6 +3,7 @@ package adminapi
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"time"
 
@@ -112,6 +113,10 @@ func (s records) recordView(ctx context.Context, f audit.Found) *adminv1.AuditRe
 	if f.App != "" {
 		v.App = s.appName(f.App)
 	}
+	v.Actor = f.Details["actor"]
+	if f.Actor != "" {
+		v.Actor = s.userName(ctx, f.Actor)
+	}
 	return v
 }
 
@@ -121,10 +126,13 @@ func recordText(f audit.Found) string {
 	for _, r := range f.Reasons {
 		text += " " + r
 	}
-	for _, k := range []string{"what", "cause", "network", "port", "carrier", "to_app", "from_app", "reason", "app", "group", "login"} {
+	for _, k := range []string{"what", "cause", "network", "port", "carrier", "to_app", "from_app", "reason", "app", "group", "login", "by", "idp", "limit"} {
 		if v := f.Details[k]; v != "" {
 			text += " " + k + "=" + v
 		}
+	}
+	if f.Count > 1 {
+		text += fmt.Sprintf(" (%d times)", f.Count)
 	}
 	if f.Inexact {
 		text += " (inexact)"

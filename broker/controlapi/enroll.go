@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -122,11 +123,23 @@ func (a *API) signIn(ctx context.Context, who identity.Identity, d registry.Devi
 	if err != nil {
 		return nil, err
 	}
-	_, err = a.cfg.Audit.Append(ctx, audit.Event{Kind: chain.SignedIn, User: who.User, Device: d.ID, Session: ses.ID})
+	_, err = a.cfg.Audit.Append(ctx, signedIn(ctx, who, ses))
 	if err != nil {
 		return nil, err
 	}
 	return a.sessionView(ctx, ses), nil
+}
+
+// signedIn is the record of a new session: how the person proved who they are, and from where.
+func signedIn(ctx context.Context, who identity.Identity, ses session.Session) audit.Event {
+	e := audit.Event{
+		Kind: chain.SignedIn, User: who.User, Device: ses.Device, Session: ses.ID,
+		Details: map[string]string{"acr": who.ACR, "amr": strings.Join(who.AMR, " ")},
+	}
+	if at := callerOf(ctx).addr; at.IsValid() {
+		e.Personal = map[string]string{"address": at.String()}
+	}
+	return e
 }
 
 func (a *API) sessionView(ctx context.Context, ses session.Session) *controlv1.Session {

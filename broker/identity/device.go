@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/postern-zt/postern/broker/directory"
 )
 
 // devicePoll is how often a client may ask whether its code was approved.
@@ -42,6 +44,7 @@ func (s *Service) postDevice(w http.ResponseWriter, r *http.Request) {
 	}
 	if errors.Is(err, ErrNotFound) {
 		s.throttle.failed(s.now(), address)
+		s.recordFailed(r, string(directory.Local), "", reasonCode)
 		s.show(w, r, "device", page{
 			Title: "Connect a device", Data: deviceData{displayName(typed)}, status: http.StatusBadRequest,
 			Error: "This code is not known or has expired, or there were too many attempts. The device shows the current one.",

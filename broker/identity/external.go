@@ -221,6 +221,7 @@ func (s *Service) refuseExternal(w http.ResponseWriter, r *http.Request, issuer 
 	reason := ReasonOf(err)
 	s.metrics.AuthAttempt(string(issuer), "failure")
 	s.metrics.AuthFailure(reason)
+	s.recordFailed(r, string(issuer), "", reason)
 	s.log.WarnContext(r.Context(), "external sign-in refused", "issuer", string(issuer), "reason", string(reason), "error", err)
 	title, text := "You could not be signed in", "The answer of the identity provider was not accepted ("+string(reason)+"). Your administrator finds the cause in the broker's log."
 	if reason == ReasonIdPUnreachable {

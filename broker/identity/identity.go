@@ -96,6 +96,9 @@ type Config struct {
 	Settings Settings
 	Log      *slog.Logger
 
+	// Audit records who became owner and which sign-ins were refused; nil, which is for
+	// tests, records nothing.
+	Audit Auditor
 	// Metrics may be nil.
 	Metrics Metrics
 	// HTTPClient talks to external issuers; nil means one with 10 s timeouts.
@@ -174,6 +177,9 @@ func withDefaults(cfg Config) Config {
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = noMetrics{}
+	}
+	if cfg.Audit == nil {
+		cfg.Audit = noAudit{}
 	}
 	if cfg.Hash == (HashParams{}) {
 		cfg.Hash = DefaultHash()

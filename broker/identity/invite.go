@@ -41,7 +41,10 @@ func (s *Service) acceptInvite(r *http.Request) (login string, err error) {
 			return ErrCode
 		}
 		user, login = u.ID, u.Login
-		return checkNewPassword(password, u.Login)
+		if err := checkNewPassword(password, u.Login); err != nil {
+			return err
+		}
+		return s.recordGiven(r.Context(), user, map[string]string{"what": "set password", "by": "invitation"})
 	})
 	if err != nil {
 		return "", err

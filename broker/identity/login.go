@@ -116,6 +116,7 @@ func (s *Service) checkPassword(r *http.Request, login string, password Secret) 
 	if err != nil {
 		s.metrics.AuthAttempt(string(directory.Local), "failure")
 		s.metrics.AuthFailure(ReasonOf(err))
+		s.recordFailed(r, string(directory.Local), u.ID, ReasonOf(err))
 		s.log.InfoContext(r.Context(), "sign-in refused", "reason", string(ReasonOf(err)))
 		return directory.User{}, err
 	}
@@ -123,6 +124,7 @@ func (s *Service) checkPassword(r *http.Request, login string, password Secret) 
 	return u, nil
 }
 
+// passwordSignIn returns the user with a refusal too, when there is one: for the record.
 func (s *Service) passwordSignIn(ctx context.Context, login string, password Secret, address string) (directory.User, error) {
 	account := accountKey(login)
 	if s.throttle.shut(s.now(), account, address) {
@@ -138,7 +140,7 @@ func (s *Service) passwordSignIn(ctx context.Context, login string, password Sec
 	}
 	if !good || !u.Usable() {
 		s.throttle.failed(s.now(), account, address)
-		return directory.User{}, refuse(ReasonUnverified, nil)
+		return u, refuse(ReasonUnverified, nil)
 	}
 	s.throttle.succeeded(account)
 	return u, nil

@@ -76,7 +76,7 @@ func (s *Service) setup(r *http.Request, f setupForm) (setupDone, error) {
 	if err != nil {
 		return setupDone{}, err
 	}
-	if err := s.takeCode(r, kindOwner, f.Code, func(Record) error { return s.checkOwnerLogin(ctx, f) }); err != nil {
+	if err := s.takeCode(r, kindOwner, f.Code, func(Record) error { return s.readyForOwner(ctx, f) }); err != nil {
 		return setupDone{}, err
 	}
 	if err := s.makeOwner(ctx, f, password); err != nil {
@@ -96,12 +96,14 @@ func (s *Service) setup(r *http.Request, f setupForm) (setupDone, error) {
 func (s *Service) takeCode(r *http.Request, kind Kind, typed string, ready func(Record) error) error {
 	ctx, address := r.Context(), addressKey(remoteAddr(r))
 	if s.throttle.shut(s.now(), address) {
+		s.recordFailed(r, string(directory.Local), "", ReasonThrottled)
 		return ErrCode
 	}
 	code := parseCode(typed)
 	rec, err := s.live(s.store.Record(ctx, kind, hashKey(code.Reveal())))
 	if errors.Is(err, ErrNotFound) || code.IsZero() {
 		s.throttle.failed(s.now(), address)
+		s.recordFailed(r, string(directory.Local), "", reasonCode)
 		return ErrCode
 	}
 	if err != nil {
@@ -116,16 +118,17 @@ func (s *Service) takeCode(r *http.Request, kind Kind, typed string, ready func(
 	return err
 }
 
-// checkOwnerLogin finds problems before the code is spent.
-func (s *Service) checkOwnerLogin(ctx context.Context, f setupForm) error {
+// readyForOwner finds problems before the code is spent, and records what the code will do:
+// a set-up that cannot be recorded does not happen.
+func (s *Service) readyForOwner(ctx context.Context, f setupForm) error {
 	if err := directory.CheckLocal(f.Login, f.Name, f.Mail); err != nil {
 		return err
 	}
-	_, err := s.dir.UserByLogin(ctx, f.Login)
-	if errors.Is(err, directory.ErrNotFound) {
-		return nil
+	known, err := s.dir.UserByLogin(ctx, f.Login)
+	if err != nil && !errors.Is(err, directory.ErrNotFound) {
+		return err
 	}
-	return err
+	return s.recordOwner(ctx, f, known)
 }
 
 // makeOwner creates the owner, or gives a local user with this login the role, a new
@@ -184,7 +187,7 @@ func (s *Service) inviteAll(ctx context.Context, people []person) []invitation {
 			continue
 		}
 		seen[login] = true
-		u, code, err := s.CreateUser(ctx, p.login, p.name, p.mail)
+		u, code, err := s.inviteFirst(ctx, p)
 		if err != nil {
 			text, ok := formError(err)
 			if !ok {
@@ -199,6 +202,17 @@ func (s *Service) inviteAll(ctx context.Context, people []person) []invitation {
 		})
 	}
 	return list
+}
+
+// inviteFirst creates one of the first users.
+func (s *Service) inviteFirst(ctx context.Context, p person) (directory.User, Code, error) {
+	if err := directory.CheckLocal(strings.ToLower(p.login), p.name, p.mail); err != nil {
+		return directory.User{}, Code{}, err
+	}
+	if err := s.recordGiven(ctx, "", map[string]string{"what": "create user", "login": strings.ToLower(p.login), "by": "set-up"}); err != nil {
+		return directory.User{}, Code{}, err
+	}
+	return s.CreateUser(ctx, p.login, p.name, p.mail)
 }
 
 // checkSuffix accepts an empty suffix or a domain name, and warns of some.

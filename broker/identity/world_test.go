@@ -40,6 +40,7 @@ type world struct {
 	store   *store.Store
 	keys    *testKeys
 	metrics *testMetrics
+	audit   *testAudit
 	target  identitytest.Target
 
 	mu     sync.Mutex
@@ -51,7 +52,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(nil)
 	w := &world{
-		t: t, store: storetest.Open(t, storetest.SQLite(t)), keys: newTestKeys(t), metrics: &testMetrics{},
+		t: t, store: storetest.Open(t, storetest.SQLite(t)), keys: newTestKeys(t), metrics: &testMetrics{}, audit: &testAudit{},
 		target: identitytest.Target{
 			Issuer: "https://" + srv.Listener.Addr().String(), Device: ids.KeyIDOf([]byte("ann's laptop")), DeviceName: "ann's laptop",
 		},
@@ -59,7 +60,7 @@ func newWorld(t *testing.T) *world {
 	w.dir = directory.New(w.store, w.now)
 	svc, err := identity.New(identity.Config{
 		URL: w.target.Issuer, Directory: w.dir, Store: w.store, Keys: w.keys, Sealer: newTestSealer(t),
-		Secret: slices.Repeat([]byte{7}, 32), Settings: w, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics,
+		Secret: slices.Repeat([]byte{7}, 32), Settings: w, Log: slog.New(slog.DiscardHandler), Metrics: w.metrics, Audit: w.audit,
 		Hash: identity.HashParams{MemoryKiB: 64, Time: 1, Threads: 1}, Now: w.now,
 	})
 	if err != nil {

@@ -50,9 +50,9 @@ func (s *auditSearchCmd) Run(ctx context.Context, c *Conn) error {
 			break
 		}
 	}
-	t := columns("TIME", "WHAT", "PERSON", "DEVICE", "APP", "RECEIPT", "SAYS")
+	t := columns("TIME", "WHAT", "BY", "PERSON", "DEVICE", "APP", "RECEIPT", "SAYS")
 	for _, r := range all.Records {
-		t.add(at(r.TimeMs), r.Kind, r.User, r.Device, r.App, r.Receipt, r.Text)
+		t.add(at(r.TimeMs), r.Kind, r.Actor, r.User, r.Device, r.App, r.Receipt, r.Text)
 	}
 	return c.print.table(all, "No record matches.", t)
 }
