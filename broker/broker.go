@@ -90,7 +90,7 @@ func New(ctx context.Context, cfg Config, version string, log *slog.Logger) (*Br
 	b := &Broker{cfg: cfg, version: version, log: log, epoch: &epoch{}, metrics: newMetrics()}
 	b.internal = b.internalCert()
 	for _, step := range []func(context.Context) error{
-		b.openStore, b.checkRestored, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.openAdmin, b.load,
+		b.openStore, b.checkRestored, b.openKeys, b.openRecords, b.openPeople, b.openPolicy, b.openListeners, b.openRelay, b.openAPI, b.openAdmin, b.load, b.repeatCuts,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, b.Close())
@@ -288,6 +288,9 @@ func (b *Broker) openAPI(context.Context) error {
 	})
 	return nil
 }
+
+// repeatCuts tells the relay of this broker what it has forgotten.
+func (b *Broker) repeatCuts(ctx context.Context) error { return b.api.RepeatCuts(ctx) }
 
 // load reads what the database holds into memory.
 func (b *Broker) load(ctx context.Context) error {

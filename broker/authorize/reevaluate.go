@@ -23,7 +23,9 @@ const retryAfter = 5 * time.Second
 type Ended struct {
 	Grant *grants.Grant
 	// Sequence is that of the revocation, which connectors acknowledge.
-	Sequence   uint64
+	Sequence uint64
+	// At is the time of the revocation.
+	At         time.Time
 	Cause      grants.Cause
 	Record     policy.Record
 	Connectors []ids.ConnectorID
@@ -131,7 +133,7 @@ func (a *Authorizer) later(ctx context.Context, g *grants.Grant, why error) {
 // end revokes one grant at once and remembers why.
 func (a *Authorizer) end(g *grants.Grant, cause grants.Cause, rec policy.Record) Ended {
 	fx := a.cfg.Ledger.Revoke(grants.One(g.ID), cause, a.cfg.Now())
-	e := Ended{Grant: g, Sequence: fx.Sequence, Cause: cause, Record: rec, Connectors: fx.Connectors}
+	e := Ended{Grant: g, Sequence: fx.Sequence, At: fx.At, Cause: cause, Record: rec, Connectors: fx.Connectors}
 	a.remember(e)
 	a.cfg.Audit.AppendBestEffort(revoked(g, cause))
 	return e
@@ -142,7 +144,7 @@ func (a *Authorizer) end(g *grants.Grant, cause grants.Cause, rec policy.Record)
 func (a *Authorizer) Revoke(t grants.Target, cause grants.Cause, actor ids.UserID) grants.Effect {
 	fx := a.cfg.Ledger.Revoke(t, cause, a.cfg.Now())
 	for _, g := range fx.Grants {
-		ended := Ended{Grant: g, Sequence: fx.Sequence, Cause: cause, Connectors: g.Connectors}
+		ended := Ended{Grant: g, Sequence: fx.Sequence, At: fx.At, Cause: cause, Connectors: g.Connectors}
 		a.remember(ended)
 		a.mu.Lock()
 		a.revoked = append(a.revoked, ended)

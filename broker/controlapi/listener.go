@@ -2,7 +2,6 @@ package controlapi
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -10,9 +9,7 @@ import (
 	"github.com/postern-zt/postern/broker/grants"
 	"github.com/postern-zt/postern/broker/push"
 	"github.com/postern-zt/postern/broker/session"
-	"github.com/postern-zt/postern/netstack/relay"
 	"github.com/postern-zt/postern/proto/ids"
-	"github.com/postern-zt/postern/proto/ticket"
 )
 
 var _ authorize.Listener = (*API)(nil)
@@ -88,63 +85,6 @@ func (a *API) ConnectorChanged(id ids.ConnectorID) {
 func (a *API) RelaysChanged() {
 	a.connectors.MarkAll(push.Relays)
 	a.devices.MarkAll(push.Catalog)
-	a.relays.MarkAll(push.Cuts)
-}
-
-// CutLinks ends links at the relays: those on which no grant is left, and those whose
-// connector has not acknowledged (decisions rule 9).
-func (a *API) CutLinks(ctx context.Context, list []authorize.Ended) {
-	ctx, cancel := context.WithTimeout(ctx, cutTimeout)
-	defer cancel()
-	relays, err := a.cfg.Registry.Relays(ctx)
-	if err != nil {
-		a.log.ErrorContext(ctx, "links not cut", "error", err)
-		return
-	}
-	c := cut{handles: map[ids.RelayID][]uint64{}, at: a.cfg.Now()}
-	for _, e := range list {
-		silent := a.cfg.Ledger.Unacknowledged(e.Sequence)
-		for _, id := range e.Connectors {
-			con, err := a.cfg.Registry.Connector(ctx, id)
-			if err != nil || !slices.Contains(silent, id) && a.linkInUse(e.Grant, id) {
-				continue
-			}
-			for _, r := range relays {
-				h := a.cfg.Tickets.LinkHandle(r.ID, e.Grant.PeerKey, con.Identity.Key)
-				c.handles[r.ID] = append(c.handles[r.ID], uint64(h))
-			}
-		}
-	}
-	a.cut(c)
-}
-
-// linkInUse reports whether another grant of the device names the connector.
-func (a *API) linkInUse(ended *grants.Grant, id ids.ConnectorID) bool {
-	for _, g := range a.cfg.Ledger.Matching(grants.Device(ended.PeerKey)) {
-		if slices.Contains(g.Connectors, id) {
-			return true
-		}
-	}
-	return false
-}
-
-// cut tells the relay inside this broker and those of their own process.
-func (a *API) cut(c cut) {
-	if a.cfg.Relay != nil {
-		var hs []ticket.Handle
-		for _, h := range c.handles[a.cfg.BuiltinRelay] {
-			hs = append(hs, ticket.Handle(h))
-		}
-		a.cfg.Relay.Cut(hs...)
-		if len(c.holders) > 0 {
-			rv := relay.Revocation{At: c.at}
-			for _, k := range c.holders {
-				rv.Holders = append(rv.Holders, ids.KeyID(k))
-			}
-			a.cfg.Relay.Revoke(rv)
-		}
-	}
-	a.cuts.add(c)
 	a.relays.MarkAll(push.Cuts)
 }
 

@@ -33,7 +33,7 @@ func (s relayService) Watch(ctx context.Context, req *connect.Request[controlv1.
 		if _, err := s.relay(ctx); err != nil {
 			return err
 		}
-		if err := w.send(m); err != nil {
+		if err := w.send(ctx, m); err != nil {
 			return err
 		}
 		if m.Has(push.Reconnect) {
@@ -51,6 +51,8 @@ type relayWatch struct {
 	id   ids.RelayID
 	out  *connect.ServerStream[controlv1.RelayPush]
 	seen uint64
+	// repeated says that the relay has heard what stood before this stream.
+	repeated bool
 }
 
 func (w *relayWatch) push(fill func(p *controlv1.RelayPush)) error {
@@ -60,7 +62,7 @@ func (w *relayWatch) push(fill func(p *controlv1.RelayPush)) error {
 	return w.out.Send(p)
 }
 
-func (w *relayWatch) send(m push.Mark) error {
+func (w *relayWatch) send(ctx context.Context, m push.Mark) error {
 	if m.Has(push.Reconnect) {
 		return w.push(func(p *controlv1.RelayPush) { p.News = &controlv1.RelayPush_Reconnect{Reconnect: w.reconnect()} })
 	}
@@ -75,7 +77,30 @@ func (w *relayWatch) send(m push.Mark) error {
 			return err
 		}
 	}
+	if err := w.repeatCuts(ctx); err != nil {
+		return err
+	}
 	return w.sendCuts()
+}
+
+// repeatCuts tells once what is durable: relay or broker may have restarted. While the
+// database is away the stream goes on with what is new, and the next news tries again.
+func (w *relayWatch) repeatCuts(ctx context.Context) error {
+	if w.repeated {
+		return nil
+	}
+	list, err := w.standingCuts(ctx, w.id)
+	if err != nil {
+		w.log.WarnContext(ctx, "earlier cuts not repeated yet", "relay", w.id, "error", err)
+		return nil
+	}
+	w.repeated = true
+	for _, c := range list {
+		if err := w.sendCut(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sendCuts repeats what the relay has not heard; a heartbeat goes out when there is none.
@@ -83,13 +108,26 @@ func (w *relayWatch) sendCuts() error {
 	cuts, last := w.cuts.after(w.seen)
 	w.seen = last
 	for _, c := range cuts {
-		msg := &controlv1.Cut{Handles: c.handles[w.id], Holders: c.holders, AtMs: c.at.UnixMilli()}
-		if err := w.push(func(p *controlv1.RelayPush) { p.News = &controlv1.RelayPush_Cut{Cut: msg} }); err != nil {
+		if err := w.sendCut(c); err != nil {
 			return err
 		}
 	}
 	if len(cuts) == 0 {
 		return w.push(func(*controlv1.RelayPush) {})
+	}
+	return nil
+}
+
+// sendCut sends one cut, in parts when it names many links.
+func (w *relayWatch) sendCut(c cut) error {
+	holders := c.holders
+	for handles := c.handles[w.id]; len(handles)+len(holders) > 0; {
+		n := min(len(handles), maxHandles)
+		msg := &controlv1.Cut{Handles: handles[:n], Holders: holders, AtMs: c.at.UnixMilli(), Void: c.void}
+		if err := w.push(func(p *controlv1.RelayPush) { p.News = &controlv1.RelayPush_Cut{Cut: msg} }); err != nil {
+			return err
+		}
+		handles, holders = handles[n:], nil
 	}
 	return nil
 }

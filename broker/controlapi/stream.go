@@ -235,6 +235,8 @@ type cut struct {
 	handles map[ids.RelayID][]uint64
 	holders [][]byte
 	at      time.Time
+	// void says that the tickets of the handles of before at are void.
+	void bool
 }
 
 func newCutLog() *cutLog { return &cutLog{} }

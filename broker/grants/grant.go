@@ -95,6 +95,12 @@ type Grant struct {
 	State        State
 }
 
+// RevokedGrant is a grant with the time of the revocation that ended it.
+type RevokedGrant struct {
+	Grant Grant
+	At    time.Time
+}
+
 // wire returns the grant in the form that is signed.
 func (g *Grant) wire() *grant.Grant {
 	return &grant.Grant{

@@ -344,6 +344,30 @@ func TestRevocationCrossesTheWrite(t *testing.T) {
 	})
 }
 
+// TestRevokedSince: what revocations have ended is known over a restart, with the time; what
+// lives is not in the list.
+func TestRevokedSince(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, open func() *store.Store) {
+		s := open()
+		w := newWorld(t, s, 1, day)
+		gone := w.issue(t, wish(ann, annSes, laptop, wiki, conOne, conTwo), day)
+		w.Revoke(grants.One(gone.ID), grants.CauseAdmin, day.Add(time.Minute))
+		w.issue(t, wish(ben, benSes, desk, wiki, conOne), day.Add(time.Hour))
+		w.flush(t)
+		again := newWorld(t, s, 1, day)
+		list, err := again.RevokedSince(t.Context(), day)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%d grants, %v", len(list), err)
+		}
+		if r := list[0]; r.Grant.ID != gone.ID || !r.At.Equal(day.Add(time.Minute)) || r.Grant.PeerKey != laptop || len(r.Grant.Connectors) != 2 {
+			t.Errorf("RevokedSince = %+v", r)
+		}
+		if list, err := again.RevokedSince(t.Context(), day.Add(time.Minute)); err != nil || len(list) != 0 {
+			t.Errorf("after it: %d grants, %v", len(list), err)
+		}
+	})
+}
+
 // fullStore fails every write while full.
 type fullStore struct {
 	grants.Store

@@ -37,6 +37,8 @@ type Store interface {
 	SetReEvaluate(ctx context.Context, id ids.GrantID, at time.Time) error
 	// LiveGrants lists the grants in state live whose hard end lies after now.
 	LiveGrants(ctx context.Context, now time.Time) ([]Grant, error)
+	// RevokedGrants lists the grants that a revocation has ended after since.
+	RevokedGrants(ctx context.Context, since time.Time) ([]RevokedGrant, error)
 	// Grant returns a grant in any state, for people.
 	Grant(ctx context.Context, id ids.GrantID) (Grant, error)
 	// SaveRevocations stores the revocations and marks the grants they end, in one
@@ -284,6 +286,12 @@ func (l *Ledger) Find(s ids.SessionID, app ids.AppID, now time.Time) (*Grant, bo
 		}
 	}
 	return nil, false
+}
+
+// RevokedSince returns the stored grants that a revocation has ended after since: what a
+// relay must hear again that has lost its memory.
+func (l *Ledger) RevokedSince(ctx context.Context, since time.Time) ([]RevokedGrant, error) {
+	return l.cfg.Store.RevokedGrants(ctx, since)
 }
 
 // Len returns how many grants are live.

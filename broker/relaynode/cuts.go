@@ -42,6 +42,11 @@ func (m *cutMemory) first(c *controlv1.Cut) bool {
 func digest(c *controlv1.Cut) [sha256.Size]byte {
 	var b []byte
 	b = binary.BigEndian.AppendUint64(b, uint64(c.GetAtMs()))
+	void := byte(0)
+	if c.GetVoid() {
+		void = 1
+	}
+	b = append(b, void)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(c.GetHandles())))
 	for _, h := range c.GetHandles() {
 		b = binary.BigEndian.AppendUint64(b, h)

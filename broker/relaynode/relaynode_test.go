@@ -183,6 +183,58 @@ func TestCuts(t *testing.T) {
 	}
 }
 
+// TestVoidCuts: a link on which no grant is left stays refused under its old ticket, also by
+// a relay that has restarted and hears of it anew; a newer ticket opens it.
+func TestVoidCuts(t *testing.T) {
+	w := newWorld(t)
+	store := w.join()
+	n := w.run(store, "127.0.0.1:0")
+	n.connected(t)
+	addr := n.Addr().String()
+	c := w.connector(addr)
+	old, other := w.client(c), w.client(c)
+	conn, err := w.dial(t, addr, old)
+	must(t, err)
+	defer conn.Close()
+	w.cut(&controlv1.Cut{Handles: []uint64{uint64(old.Handle)}, Void: true})
+	if _, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Error("a cut link still carries bytes")
+	}
+	revoked := &attach.RefusedError{Code: wire.CodeRevoked}
+	if _, err := w.dial(t, addr, old); !errors.Is(err, revoked) {
+		t.Errorf("the old ticket: %v", err)
+	}
+	fresh := w.issue(w.signer, ticket.Ticket{
+		Role: ticket.RoleClient, Handle: old.Handle, Connector: c, NotBefore: time.Now().Add(2 * time.Second).Truncate(time.Second),
+	})
+	again, err := w.dial(t, addr, fresh)
+	must(t, err)
+	defer again.Close()
+
+	n.stop()
+	reopened, err := relaynode.Open(store.Dir())
+	must(t, err)
+	w.run(reopened, addr).connected(t)
+	waitFor(t, func() bool { // until the connector has attached and the news has come
+		if conn, err := w.dial(t, addr, other); err != nil {
+			return false
+		} else if conn.Close() != nil {
+			return false
+		}
+		conn, err := w.dial(t, addr, old)
+		if err == nil {
+			conn.Close()
+		}
+		return errors.Is(err, revoked)
+	})
+	back, err := w.dial(t, addr, fresh)
+	must(t, err)
+	defer back.Close()
+	if err := say(back, "after the restart"); err != nil {
+		t.Errorf("the newer ticket: %v", err)
+	}
+}
+
 func TestCutHoldersVoidTickets(t *testing.T) {
 	w := newWorld(t)
 	n := w.run(w.join(), "127.0.0.1:0")

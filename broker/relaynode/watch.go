@@ -145,8 +145,9 @@ func (n *Node) setKeys(ctx context.Context, certs [][]byte) {
 	n.keys.Store(&keys)
 }
 
-// cut ends links, and voids the tickets of holders. A stream that begins repeats cuts, and
-// one that has been carried out must not hit those who came back with a right to it.
+// cut ends links, and voids the tickets of holders and of links without a grant. A stream
+// that begins repeats cuts, and one that has been carried out must not hit those who came
+// back with a right to it.
 func (n *Node) cut(ctx context.Context, c *controlv1.Cut) {
 	if !n.cuts.first(c) {
 		return
@@ -157,14 +158,18 @@ func (n *Node) cut(ctx context.Context, c *controlv1.Cut) {
 			handles = append(handles, h)
 		}
 	}
-	n.relay.Cut(handles...)
 	rv := relay.Revocation{At: time.UnixMilli(c.GetAtMs())}
+	if c.GetVoid() {
+		rv.Handles = handles
+	} else {
+		n.relay.Cut(handles...)
+	}
 	for _, k := range c.GetHolders() {
 		if len(k) == len(ids.KeyID{}) {
 			rv.Holders = append(rv.Holders, ids.KeyID(k))
 		}
 	}
-	if len(rv.Holders) > 0 {
+	if len(rv.Holders)+len(rv.Handles) > 0 {
 		n.relay.Revoke(rv)
 	}
 	n.log.InfoContext(ctx, "links cut", "count", len(handles)+len(rv.Holders))

@@ -222,7 +222,9 @@ func (w *world) attach(addr string) attach.Config {
 func (w *world) issue(s *seal.Signer, t ticket.Ticket) attach.Ticket {
 	w.t.Helper()
 	t.Relay, t.MACKey = w.relay, ticket.NewMACKey()
-	t.NotBefore = time.Now().Truncate(time.Second)
+	if t.NotBefore.IsZero() {
+		t.NotBefore = time.Now().Truncate(time.Second)
+	}
 	t.Expires = t.NotBefore.Add(time.Hour)
 	sealed, err := ticket.Seal(w.hpke, s, t)
 	must(w.t, err)

@@ -62,6 +62,25 @@ func (s *Store) LiveGrants(ctx context.Context, now time.Time) ([]grants.Grant, 
 	return list, translate("list live grants", err, nil, nil)
 }
 
+// RevokedGrants lists the grants that a revocation has ended after since.
+func (s *Store) RevokedGrants(ctx context.Context, since time.Time) ([]grants.RevokedGrant, error) {
+	scan := func(row scanner) (r grants.RevokedGrant, err error) {
+		var at int64
+		var body string
+		if err := row.Scan(&at, &body); err != nil {
+			return r, err
+		}
+		if err := fromJSON(body, &r.Grant); err != nil {
+			return r, err
+		}
+		r.Grant.State, r.At = grants.Revoked, fromMilli(at)
+		return r, nil
+	}
+	list, err := scanRows(ctx, s.read(ctx), scan,
+		`SELECT ended_at, body FROM grants WHERE state = 'revoked' AND ended_at > $1 ORDER BY ended_at, id`, unixMilli(since))
+	return list, translate("list revoked grants", err, nil, nil)
+}
+
 // Grant returns a grant in any state.
 func (s *Store) Grant(ctx context.Context, id ids.GrantID) (grants.Grant, error) {
 	g, err := scanRow(ctx, s.read(ctx), scanGrant, `SELECT `+grantColumns+` FROM grants WHERE id = $1`, id)

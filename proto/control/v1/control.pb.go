@@ -3927,8 +3927,10 @@ type Cut struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Handles []uint64               `protobuf:"varint,1,rep,packed,name=handles,proto3" json:"handles,omitempty"`
 	// holders are key ids whose tickets of before at_ms are void.
-	Holders       [][]byte `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
-	AtMs          int64    `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Holders [][]byte `protobuf:"bytes,2,rep,name=holders,proto3" json:"holders,omitempty"`
+	AtMs    int64    `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	// void: no grant is left on the links, so that their tickets of before at_ms are void too.
+	Void          bool `protobuf:"varint,4,opt,name=void,proto3" json:"void,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3982,6 +3984,13 @@ func (x *Cut) GetAtMs() int64 {
 		return x.AtMs
 	}
 	return 0
+}
+
+func (x *Cut) GetVoid() bool {
+	if x != nil {
+		return x.Void
+	}
+	return false
 }
 
 type RelayReportRequest struct {
@@ -4370,11 +4379,12 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x04keys\x18\x04 \x01(\v2\x18.postern.control.v1.KeysH\x00R\x04keys\x12+\n" +
 	"\x03cut\x18\x05 \x01(\v2\x17.postern.control.v1.CutH\x00R\x03cut\x12=\n" +
 	"\treconnect\x18\x06 \x01(\v2\x1d.postern.control.v1.ReconnectH\x00R\treconnectB\x06\n" +
-	"\x04news\"N\n" +
+	"\x04news\"b\n" +
 	"\x03Cut\x12\x18\n" +
 	"\ahandles\x18\x01 \x03(\x04R\ahandles\x12\x18\n" +
 	"\aholders\x18\x02 \x03(\fR\aholders\x12\x13\n" +
-	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\"\xdd\x01\n" +
+	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\x12\x12\n" +
+	"\x04void\x18\x04 \x01(\bR\x04void\"\xdd\x01\n" +
 	"\x12RelayReportRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05links\x18\x02 \x01(\x04R\x05links\x12\x14\n" +
