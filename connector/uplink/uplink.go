@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,7 +33,8 @@ import (
 const (
 	retryMin = 500 * time.Millisecond
 	retryMax = 30 * time.Second
-	// callTimeout bounds an acknowledgement; meanwhile no push is read.
+	// callTimeout bounds an acknowledgement. Pushes are read meanwhile: a broker whose store
+	// does not answer must not keep a revocation from us.
 	callTimeout = 3 * time.Second
 	// silence ends a stream on which nothing came: statements come every 15 s.
 	silence = 50 * time.Second
@@ -175,7 +177,13 @@ func (u *Uplink) down(ctx context.Context, err error) {
 // stream runs one Watch call; wait is set when the broker said when to come back.
 func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	due := make(chan struct{}, 1) // an acknowledgement waits; several are one
+	var work sync.WaitGroup
+	work.Go(func() { u.acknowledgeWhenDue(ctx, due) })
+	defer func() {
+		cancel(nil)
+		work.Wait()
+	}()
 	idle := time.AfterFunc(silence, func() { cancel(errors.New("nothing heard from the broker")) })
 	defer idle.Stop()
 	renew := time.AfterFunc(spread(streamLife), func() { cancel(errRenew) })
@@ -198,7 +206,7 @@ func (u *Uplink) stream(ctx context.Context) (wait time.Duration, err error) {
 		if r := msg.GetReconnect(); r != nil {
 			return reconnectIn(r), errors.New("the broker asked to reconnect")
 		}
-		if err := u.take(ctx, msg); err != nil {
+		if err := u.take(ctx, msg, due); err != nil {
 			return 0, err
 		}
 	}
@@ -232,20 +240,20 @@ func (u *Uplink) clock(ctx context.Context, brokerMS int64) error {
 
 // take hands one push to the sink. A bad message is dropped, for dropping denies; only a
 // gap ends the stream, because then everything must be read anew.
-func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush) error {
+func (u *Uplink) take(ctx context.Context, msg *controlv1.ConnectorPush, due chan<- struct{}) error {
 	switch n := msg.News.(type) {
 	case *controlv1.ConnectorPush_Keys:
 		u.keys(ctx, n.Keys)
 	case *controlv1.ConnectorPush_Assignment:
 		u.dropped(ctx, "assignment", u.cfg.Sink.Assignment(n.Assignment))
-		u.acknowledge(ctx)
+		wake(due)
 	case *controlv1.ConnectorPush_Statement:
 		err := u.cfg.Sink.Statement(n.Statement)
 		if errors.Is(err, guard.ErrGap) {
 			return err
 		}
 		u.dropped(ctx, "statement", err)
-		u.acknowledge(ctx)
+		wake(due)
 	case *controlv1.ConnectorPush_Relays:
 		u.cfg.Sink.Relays(n.Relays.GetRelays())
 	case *controlv1.ConnectorPush_Audit:
@@ -272,6 +280,26 @@ func (u *Uplink) keys(ctx context.Context, k *controlv1.Keys) {
 		pubs = append(pubs, pub)
 	}
 	u.cfg.Sink.Keys(seal.NewKeys(pubs...))
+}
+
+// acknowledgeWhenDue acknowledges until ctx ends.
+func (u *Uplink) acknowledgeWhenDue(ctx context.Context, due <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-due:
+			u.acknowledge(ctx)
+		}
+	}
+}
+
+// wake leaves a wake-up without waiting; one that already waits is enough.
+func wake(ch chan<- struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
 }
 
 // acknowledge tells the broker what is applied. One that does not arrive is repeated with

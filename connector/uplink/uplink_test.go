@@ -37,6 +37,7 @@ type fakeBroker struct {
 	watched chan *controlv1.WatchRequest
 	acked   chan *controlv1.AcknowledgeRequest
 	calls   atomic.Int32
+	stuck   chan struct{} // not nil: acknowledgements wait for it
 }
 
 func (b *fakeBroker) Watch(ctx context.Context, req *connect.Request[controlv1.WatchRequest], out *connect.ServerStream[controlv1.ConnectorPush]) error {
@@ -52,6 +53,9 @@ func (b *fakeBroker) Watch(ctx context.Context, req *connect.Request[controlv1.W
 
 func (b *fakeBroker) Acknowledge(_ context.Context, req *connect.Request[controlv1.AcknowledgeRequest]) (*connect.Response[controlv1.AcknowledgeResponse], error) {
 	b.acked <- req.Msg
+	if b.stuck != nil {
+		<-b.stuck
+	}
 	return connect.NewResponse(&controlv1.AcknowledgeResponse{}), b.ackErr
 }
 
@@ -214,6 +218,22 @@ func TestHandsOnAndAcknowledges(t *testing.T) {
 }
 
 // TestGapAsksAnew: the next request says what is held, so that the broker sends the rest.
+// A broker whose store does not answer takes no acknowledgement; its statements, and so
+// its revocations, are applied all the same.
+func TestStatementsDoNotWaitForAcknowledgements(t *testing.T) {
+	a := controltest.New(t)
+	_, cert := a.Signer()
+	b := &fakeBroker{stuck: make(chan struct{}), scripts: []script{sends(keys(cert), statement("one"), statement("two"), statement("three"))}}
+	f := run(t, b, newSink(), a)
+	t.Cleanup(func() { close(b.stuck) })
+	for what := ""; what != "statement three"; {
+		what = <-f.sink.news
+	}
+	if n := len(b.acked); n > 1 {
+		t.Errorf("%d acknowledgements were waited for before the third statement", n)
+	}
+}
+
 func TestGapAsksAnew(t *testing.T) {
 	b := &fakeBroker{scripts: []script{sends(statement("with a gap"), statement("never read")), sends(statement("whole"))}}
 	sink := newSink()

@@ -11,6 +11,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -21,6 +23,8 @@ const (
 	// pingAfter and pingTimeout notice a dead control connection within 25 s.
 	pingAfter   = 15 * time.Second
 	pingTimeout = 10 * time.Second
+	// unusedTimeout ends connections that no request uses any more.
+	unusedTimeout = 90 * time.Second
 )
 
 // Dialer opens TCP connections; *net.Dialer and a proxy dialer are ones.
@@ -41,7 +45,8 @@ type ClientConfig struct {
 }
 
 // NewClient returns an HTTP client whose every connection is pinned to the broker. Call
-// CloseIdleConnections on it after the certificate was renewed.
+// CloseIdleConnections on it after the certificate was renewed: no later request uses a
+// connection of before, also not one that is busy at that moment.
 func NewClient(cfg ClientConfig) *http.Client {
 	if cfg.Dialer == nil {
 		cfg.Dialer = &net.Dialer{}
@@ -49,13 +54,55 @@ func NewClient(cfg ClientConfig) *http.Client {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &http.Client{Transport: &http2.Transport{
+	t := &transport{cfg: cfg}
+	t.now = t.fresh()
+	return &http.Client{Transport: t}
+}
+
+// maxBefore bounds the earlier connections that may still be busy.
+const maxBefore = 8
+
+// transport makes new connections for new requests after CloseIdleConnections. A connection
+// proves the certificate with which it was opened, and HTTP/2 keeps using it as long as one
+// request follows the other.
+type transport struct {
+	cfg ClientConfig
+
+	mu     sync.Mutex // guards the fields below
+	now    *http2.Transport
+	before []*http2.Transport // with requests that began earlier
+}
+
+func (t *transport) fresh() *http2.Transport {
+	return &http2.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-			return dial(ctx, cfg)
+			return dial(ctx, t.cfg)
 		},
 		ReadIdleTimeout: pingAfter,
 		PingTimeout:     pingTimeout,
-	}}
+		IdleConnTimeout: unusedTimeout,
+	}
+}
+
+// RoundTrip sends a request on a connection of now.
+func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	t.mu.Lock()
+	now := t.now
+	t.mu.Unlock()
+	return now.RoundTrip(r)
+}
+
+// CloseIdleConnections closes what is idle, and what is busy once it is idle.
+func (t *transport) CloseIdleConnections() {
+	t.mu.Lock()
+	t.before = append(t.before, t.now)
+	t.before = t.before[max(0, len(t.before)-maxBefore):]
+	t.now = t.fresh()
+	before := slices.Clone(t.before)
+	t.mu.Unlock()
+	for _, old := range before {
+		old.CloseIdleConnections()
+	}
 }
 
 // BaseURL is what a Connect client is constructed with.
