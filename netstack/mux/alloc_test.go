@@ -33,8 +33,6 @@ type quietConn struct{ net.Conn }
 
 func (*quietConn) SetWriteDeadline(time.Time) error { return nil }
 
-func (c *quietConn) Buffered() bool { return false }
-
 func (c *quietConn) WriteFrame(head, body []byte) error {
 	if _, err := c.Write(head); err != nil {
 		return err

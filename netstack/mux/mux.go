@@ -54,8 +54,6 @@ var (
 // writes.
 type Conn interface {
 	io.Reader
-	// Buffered reports that a Read would not wait.
-	Buffered() bool
 	// WriteFrame writes head and body, either may be empty, in one go.
 	WriteFrame(head, body []byte) error
 	SetWriteDeadline(t time.Time) error

@@ -109,34 +109,26 @@ func (s *Session) admitLocked(id uint32) *Stream {
 }
 
 // data moves the body of a data frame into st; a nil st has ended and its bytes are
-// passed over. The stream's reader is woken when a read of the connection would wait, not
-// for every record.
+// passed over. The stream's reader is woken for each part: to gather them first halves the
+// goodput of a download on an idle machine.
 func (r *reader) data(st *Stream, n int) error {
-	woken := true
 	for n > 0 {
 		if size := sizeFor(n); r.c == nil || len(r.c.b) != size {
 			r.drop()
 			r.c = lent.get(size)
 		}
-		if !woken && !r.s.conn.Buffered() {
-			wake(st.readable)
-			woken = true
-		}
 		m, err := r.s.conn.Read(r.c.b[:min(n, len(r.c.b))])
 		n -= m
 		if m > 0 && st != nil {
-			woken = false
 			r.c.w = m
 			if err := r.deliver(st); err != nil {
 				return err
 			}
+			wake(st.readable)
 		}
 		if err != nil {
 			return err
 		}
-	}
-	if st != nil {
-		wake(st.readable)
 	}
 	return nil
 }

@@ -10,10 +10,11 @@ import (
 )
 
 // maxUnread is how much of one stream waits for its reader before the session's reader
-// waits with it, maxHeld how much of all streams together.
+// waits with it, maxHeld how much of all streams together. One is above what a flow may have
+// in flight, so that only a peer that breaks the flow's rules meets it.
 const (
-	maxUnread = 512 << 10
-	maxHeld   = 16 << 20
+	maxUnread = 8 << 20
+	maxHeld   = 64 << 20
 )
 
 // Stream is one byte stream of a session.

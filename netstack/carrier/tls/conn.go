@@ -43,9 +43,6 @@ func (c *recordConn) WriteFrame(head, body []byte) error {
 	return errors.Join(err, c.raw.uncork())
 }
 
-// Buffered reports that a Read would not wait.
-func (c *recordConn) Buffered() bool { return c.raw.inR < c.raw.inW }
-
 // Close closes the connection at once: the polite end of TLS can wait for seconds on a
 // dead path, and streams have their own ends.
 func (c *recordConn) Close() error { return c.raw.Close() }
